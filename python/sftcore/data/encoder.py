@@ -1,0 +1,230 @@
+"""Rows to token ids and a loss mask."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sftcore import _core
+from sftcore._core import Example
+from sftcore.errors import ConfigError, TemplateError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Row = Mapping[str, Any] | Sequence[Mapping[str, Any]] | str | bytes
+
+Truncation = Literal["delete", "left", "right", "raise"]
+TEMPLATES = Path(__file__).parent.parent / "templates"
+
+__all__ = ["Encoder", "Example", "load_template"]
+
+
+def load_template(name: str) -> str | None:
+    """Returns the Jinja source of a template, or None for `auto`.
+
+    Args:
+        name: `auto` (the model's own), the name of a packaged template, or the path of a `.jinja`
+            file.
+
+    Raises:
+        ConfigError: There is no such template.
+        FileNotFoundError: There is no such file.
+    """
+    if name == "auto":
+        return None
+    if name.endswith(".jinja"):
+        path = Path(name)
+        if not path.is_file():
+            raise FileNotFoundError(f"{name}: no such template file")
+        return path.read_text(encoding="utf-8")
+    path = TEMPLATES / f"{name}.jinja"
+    if Path(name).name != name or not path.is_file():
+        known = ", ".join(sorted(file.stem for file in TEMPLATES.glob("*.jinja")))
+        raise ConfigError(
+            f'template "{name}" is unknown; expected auto, one of {known}, or the path of a .jinja file'
+        )
+    return path.read_text(encoding="utf-8")
+
+
+class Encoder:
+    """Turns rows into examples with the tokenizer and chat template of a model folder.
+
+    The text equals `apply_chat_template(tokenize=False)`, the ids equal those of the folder's
+    `tokenizer.json`, and the mask is True on the tokens of assistant turns, each with the token that
+    closes it.
+    """
+
+    def __init__(
+        self,
+        core: _core.Encoder,
+        *,
+        folder: Path,
+        max_length: int,
+        truncation_strategy: str,
+        system: str | None,
+    ) -> None:
+        self._core = core
+        self.folder = folder
+        """The model folder."""
+        self.max_length = max_length
+        """The longest example, in tokens."""
+        self._settings = (truncation_strategy, system)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        template: str = "auto",
+        max_length: int | None = None,
+        truncation_strategy: Truncation = "delete",
+        system: str | None = None,
+        num_threads: int | None = None,
+    ) -> Encoder:
+        """Reads the tokenizer of a model folder.
+
+        Args:
+            folder: Holds `tokenizer.json`, `tokenizer_config.json` and perhaps
+                `chat_template.jinja`.
+            template: `auto` (the folder's own), a packaged name, or the path of a `.jinja` file.
+            max_length: The longest example in tokens; None sets no limit.
+            truncation_strategy: What happens to longer rows: `delete` leaves them out and counts
+                them, `left` and `right` cut that side and count them, `raise` is an error.
+            system: A system message for conversations that have none.
+            num_threads: Threads of `encode_batch`; None takes all cores.
+
+        Raises:
+            FileNotFoundError: The folder or a file in it is missing.
+            TokenizerError: The tokenizer cannot be read.
+            TemplateError: The chat template does not compile.
+            ConfigError: A setting is out of range.
+        """
+        path = Path(folder)
+        if not path.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder with a tokenizer")
+        if max_length is not None and max_length < 2:
+            raise ConfigError(f"max_length {max_length} is out of range: expected 2 or more")
+        core = _core.Encoder(
+            path,
+            template=load_template(template),
+            max_length=max_length or 2**31,
+            truncation_strategy=truncation_strategy,
+            system=system,
+            num_threads=num_threads or available_cores(),
+        )
+        return cls(
+            core,
+            folder=path,
+            max_length=max_length or 2**31,
+            truncation_strategy=truncation_strategy,
+            system=system,
+        )
+
+    def encode(self, row: Row) -> Example:
+        """Encodes one row, a dict or JSON text in any of the known shapes.
+
+        Raises:
+            RowError: The row is wrong, or over `max_length` where that deletes or raises.
+            TemplateError: The chat template refuses the row or is missing.
+        """
+        return self._core.encode(_to_json(row))
+
+    def encode_batch(self, rows: Iterable[Row]) -> list[Example]:
+        """Encodes rows in parallel; the same as `[encode(row) for row in rows]`."""
+        return self._core.encode_batch([_to_json(row) for row in rows])
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False
+    ) -> str:
+        """Renders messages as `apply_chat_template(tokenize=False)` does."""
+        return self._core.render(_to_json(messages), add_generation_prompt)
+
+    def encode_prompt(self, messages: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
+        """Returns the ids of messages with the generation prompt, for inference. Shape `[tokens]`."""
+        return self._core.tokenize(self.render(messages, add_generation_prompt=True), False)
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """Returns the text of token ids."""
+        return self._core.decode([int(token) for token in ids], skip_special_tokens)
+
+    @property
+    def chat_template(self) -> str:
+        """The Jinja source in use.
+
+        Raises:
+            TemplateError: There is none.
+        """
+        source = self._core.chat_template
+        if source is None:
+            raise TemplateError(f"{self.folder}: the tokenizer has no chat template")
+        return source
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether chats can be rendered."""
+        return self._core.chat_template is not None
+
+    @property
+    def turn_end(self) -> str | None:
+        """The token that closes an assistant turn; None where the template writes none."""
+        return self._core.turn_end
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of the eos token."""
+        return self._token_id("eos_token")
+
+    @property
+    def pad_token_id(self) -> int:
+        """The id that fills short rows; it is masked by length, so it may equal eos."""
+        pad = self._token_id("pad_token")
+        return pad if pad is not None else (self.eos_token_id or 0)
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Ids that end an answer: eos and the token that closes an assistant turn."""
+        turn_end = self._core.token_to_id(self.turn_end) if self.turn_end else None
+        stops = {token for token in (self.eos_token_id, turn_end) if token is not None}
+        return sorted(stops)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids, added tokens included."""
+        return self._core.vocab_size
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that decides ids and mask: tokenizer, template, length, system."""
+        parts = (
+            _core.__version__,
+            self._core.tokenizer_hash,
+            self._core.chat_template,
+            self.max_length,
+            *self._settings,
+        )
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    def _token_id(self, name: str) -> int | None:
+        token = self._core.special_token(name)
+        return None if token is None else self._core.token_to_id(token)
+
+
+def available_cores() -> int:
+    """Returns the number of cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _to_json(row: Row) -> bytes:
+    if isinstance(row, bytes):
+        return row
+    if isinstance(row, str):
+        return row.encode()
+    return json.dumps(row, ensure_ascii=False).encode()

@@ -1,0 +1,49 @@
+"""The exceptions of sftcore.
+
+Each message says where, what was found, what was expected and what to do. Errors of the operating
+system stay Python's own (`FileNotFoundError`, `PermissionError`, `OSError`).
+"""
+
+from __future__ import annotations
+
+
+class SftcoreError(Exception):
+    """The base of all errors that sftcore raises itself.
+
+    Attributes:
+        path: The file it is about, where there is one.
+        line: The line in that file, from 1.
+        column: The column in that line, in characters from 1.
+        pointer: The JSON pointer into the row (RFC 6901).
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | None = None,
+        line: int | None = None,
+        column: int | None = None,
+        pointer: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.path = path
+        self.line = line
+        self.column = column
+        self.pointer = pointer
+
+
+class RowError(SftcoreError, ValueError):
+    """A row of a data file is wrong."""
+
+
+class TemplateError(SftcoreError, ValueError):
+    """A chat template does not compile, refuses a conversation, or cannot be followed."""
+
+
+class TokenizerError(SftcoreError, ValueError):
+    """A tokenizer file is missing, broken or of an unknown kind."""
+
+
+class ConfigError(SftcoreError, ValueError):
+    """A setting is unknown, out of range, or contradicts another one."""
