@@ -63,6 +63,8 @@ impl<T> Shared<T> {
 pub struct Ordered<T> {
     shared: Arc<Shared<T>>,
     workers: Vec<JoinHandle<()>>,
+    /// The process that started the workers; a forked child has the handles but not the threads.
+    process: u32,
 }
 
 /// Tells the reader when its thread dies of a panic.
@@ -109,7 +111,7 @@ impl<T: Send + 'static> Ordered<T> {
                 })
             })
             .collect();
-        Self { shared, workers }
+        Self { shared, workers, process: std::process::id() }
     }
 
     /// The next result in order, waiting at most `timeout` for it.
@@ -171,6 +173,11 @@ fn claim<T, Task>(
 
 impl<T> Drop for Ordered<T> {
     fn drop(&mut self) {
+        if std::process::id() != self.process {
+            // nothing to stop or to wait for, and the lock may have been held at the fork
+            std::mem::forget(std::mem::take(&mut self.workers));
+            return;
+        }
         self.shared.lock().stopped = true;
         self.shared.changed.notify_all();
         for worker in self.workers.drain(..) {

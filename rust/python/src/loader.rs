@@ -175,7 +175,10 @@ impl Batches {
 
     /// Ends the epoch under way and its threads.
     fn stop(&self, py: Python<'_>) {
-        py.detach(|| drop(self.lock().take()));
+        // in a forked child there is nothing to end
+        if self.check_process().is_ok() {
+            py.detach(|| drop(self.lock().take()));
+        }
     }
 
     /// The next micro-batch, or `None` at the end of the epoch.
