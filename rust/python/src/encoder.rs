@@ -1,6 +1,6 @@
 //! Rows to examples, and the chat template by itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use numpy::{IntoPyArray, PyArray1};
@@ -17,6 +17,8 @@ use crate::errors::{enter_core, to_python};
 
 /// `(start, end, trained)` in bytes of the text.
 type SegmentTuple = (usize, usize, bool);
+/// Line, text, segments and, with a tokenizer, the number of tokens.
+type RenderedRow = (u64, String, Vec<SegmentTuple>, Option<usize>);
 
 #[pyclass(frozen, module = "sftcore._core")]
 pub(crate) struct Encoder {
@@ -98,6 +100,11 @@ impl Encoder {
         })
     }
 
+    /// Line, text, segments and number of tokens of the first `limit` rows of a file.
+    fn render_file(&self, py: Python<'_>, path: PathBuf, limit: usize) -> PyResult<Vec<RenderedRow>> {
+        enter_core(py, || render_file(&self.core, &path, limit, true))
+    }
+
     fn tokenize<'py>(
         &self,
         py: Python<'py>,
@@ -139,6 +146,27 @@ impl Encoder {
     fn tokenizer_hash(&self) -> u64 {
         self.tokenizer_hash
     }
+}
+
+fn render_file(
+    core: &sftcore::encode::Encoder,
+    path: &Path,
+    limit: usize,
+    count: bool,
+) -> sftcore::Result<Vec<RenderedRow>> {
+    let source = sftcore::index::ShapedSource::open(path)?;
+    let spans = source.source.rows()?.take(limit);
+    spans
+        .map(|span| {
+            let span = span.map_err(|error| error.in_file(path))?;
+            let (row, _) = source.row(span)?;
+            let placed = |error: Error| error.in_file(path).on_line(span.line);
+            let rendered = core.render(&row).map_err(placed)?;
+            let tokens = count.then(|| core.tokenizer.encode(&rendered.text, false)).transpose().map_err(placed)?;
+            let segments = segment_tuples(&rendered.segments);
+            Ok((span.line, rendered.text, segments, tokens.map(|tokens| tokens.ids.len())))
+        })
+        .collect()
 }
 
 /// Messages to answer: a conversation that may end with the user's turn.
@@ -248,26 +276,9 @@ impl Template {
         })
     }
 
-    /// Text and segments of the first `limit` rows of a file, each with its line.
-    fn render_file(
-        &self,
-        py: Python<'_>,
-        path: PathBuf,
-        limit: usize,
-    ) -> PyResult<Vec<(u64, String, Vec<SegmentTuple>)>> {
-        enter_core(py, || {
-            let source = sftcore::index::ShapedSource::open(&path)?;
-            let spans = source.source.rows()?.take(limit);
-            spans
-                .map(|span| {
-                    let span = span.map_err(|error| error.in_file(&path))?;
-                    let (row, _) = source.row(span)?;
-                    let rendered =
-                        self.core.render(&row).map_err(|error| error.in_file(&path).on_line(span.line))?;
-                    Ok((span.line, rendered.text, segment_tuples(&rendered.segments)))
-                })
-                .collect()
-        })
+    /// Line, text, segments and no number of tokens of the first `limit` rows of a file.
+    fn render_file(&self, py: Python<'_>, path: PathBuf, limit: usize) -> PyResult<Vec<RenderedRow>> {
+        enter_core(py, || render_file(&self.core, &path, limit, false))
     }
 
     /// The shape of the rows of a file, by its first row.

@@ -1,0 +1,5 @@
+"""`python -m sftcore`."""
+
+from sftcore.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,7 @@
+"""The command line: `sftcore COMMAND`. A command loads what it needs when it runs."""
+
+from __future__ import annotations
+
+from sftcore.cli.main import main
+
+__all__ = ["main"]

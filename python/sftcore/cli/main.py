@@ -1,0 +1,77 @@
+"""Parses the command line, runs one command, and turns errors into exit codes.
+
+0 is success, 1 a failure, 2 a usage error, 130 an interrupt. With SFTCORE_DEBUG=1 an error shows
+its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+
+from sftcore.cli import data, env, infer, merge, train
+from sftcore.config.schema import did_you_mean
+from sftcore.errors import ConfigError, SftcoreError
+
+_ALIASES = {"sft": "train"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `sftcore` and returns its exit code."""
+    parser, commands = _parser()
+    words = [_plain(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    if words and words[0] in _ALIASES:
+        words[0] = _ALIASES[words[0]]
+    known, unknown = parser.parse_known_args(words)
+    if unknown:
+        command = commands[known.command]
+        flags = [flag for action in command._actions for flag in action.option_strings]
+        found = unknown[0].partition("=")[0]
+        kind = "flag" if found.startswith("-") else "word"
+        print(f"error: unknown {kind} {found}{did_you_mean(found, flags)}", file=sys.stderr)
+        print(f"see sftcore {known.command} --help", file=sys.stderr)
+        return 2
+    try:
+        known.run(known)
+    except ConfigError as error:
+        return _fail(error, 2)
+    except (SftcoreError, OSError) as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _fail(error: Exception, code: int) -> int:
+    if os.environ.get("SFTCORE_DEBUG"):
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def _plain(word: str) -> str:
+    """Writes a flag or command with underscores, whichever dashes it was typed with."""
+    if not word.startswith("--"):
+        return word
+    name, mark, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + mark + value
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    parser = argparse.ArgumentParser(
+        prog="sftcore",
+        description="Fine-tune language models on instruction data: exact, seen, fast.",
+        epilog="start with: sftcore train --model smollm2-135m --dataset my.jsonl",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"sftcore {importlib.metadata.version('sftcore')}"
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (train, infer, merge, data, env):
+        command.register(subparsers)
+    return parser, dict(subparsers.choices)

@@ -1,0 +1,40 @@
+"""`sftcore train`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from sftcore.cli.flags import add_flags, read_flags
+from sftcore.config import TrainConfig
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+EXAMPLE = """example:
+  sftcore train --model smollm2-135m --dataset my.jsonl --learning_rate 2e-4 --num_train_epochs 2
+  sftcore train --config run.yaml --max_steps 100
+"""
+
+
+def register(subparsers: Subparsers) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "train",
+        help="tune a model on instruction data (alias: sft)",
+        description="Tune a model on instruction data.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_flags(parser, TrainConfig)
+    parser.set_defaults(run=run)
+
+
+def run(known: argparse.Namespace) -> None:
+    """Runs the command."""
+    config = read_flags(TrainConfig, known)
+    from sftcore.train import train  # torch is loaded once the settings are known to be right
+
+    result = train(config)
+    print(result["best_model_checkpoint"])

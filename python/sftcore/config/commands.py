@@ -1,0 +1,74 @@
+"""The settings of `sftcore infer` and `sftcore merge`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sftcore.config.train import check_range
+from sftcore.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferConfig:
+    """Inference. Which model answers what, and how."""
+
+    model: str | None = None
+    """A folder, a hub id, a .gguf file, or a short name; found through --adapters where not given."""
+    adapters: str | None = None
+    """A LoRA checkpoint to put on the model."""
+    prompt: str | None = None
+    """One question; without it and without --prompts, an interactive chat starts."""
+    prompts: str | None = None
+    """A file of questions: .txt with one a line, or .jsonl with "query" or "messages"."""
+    output: str | None = None
+    """Where the answers to --prompts go, as jsonl; printed where not given."""
+    system: str | None = None
+    """A system message."""
+    template: str = "auto"
+    """The chat template: auto (the checkpoint's own), a packaged name, or a .jinja file."""
+    torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The dtype of the weights; auto is bfloat16 on a GPU that has it, else float32."""
+    max_new_tokens: int = 512
+    """The longest answer, in tokens."""
+    temperature: float = 0.0
+    """0 always takes the likeliest token; higher draws more freely."""
+    top_p: float = 1.0
+    """Draws among the likeliest tokens that together have this probability."""
+    top_k: int = 50
+    """Draws among this many likeliest tokens; 0 among all."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that occurred become less likely."""
+    seed: int = 42
+    """Decides the draws."""
+
+    def __post_init__(self) -> None:
+        if self.model is None and self.adapters is None:
+            raise ConfigError("--model is missing: name a model, or a LoRA checkpoint with --adapters")
+        if self.prompt is not None and self.prompts is not None:
+            raise ConfigError("--prompt and --prompts exclude each other")
+        if self.output is not None and self.prompts is None:
+            raise ConfigError("--output has no effect without --prompts")
+        check_range("max_new_tokens", self.max_new_tokens, "1 or more", holds=self.max_new_tokens >= 1)
+        check_range("temperature", self.temperature, "a number >= 0", holds=self.temperature >= 0)
+        check_range("top_p", self.top_p, "0 < number <= 1", holds=0 < self.top_p <= 1)
+        check_range("top_k", self.top_k, "0 or more", holds=self.top_k >= 0)
+        check_range(
+            "repetition_penalty", self.repetition_penalty, "a number > 0", holds=self.repetition_penalty > 0
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    """Merging. Which adapter goes into which weights."""
+
+    adapters: str
+    """The LoRA checkpoint."""
+    output_dir: str | None = None
+    """Where the merged model goes; the checkpoint with -merged at its end where not given."""
+    model: str | None = None
+    """The base model; the one the checkpoint names where not given."""
+    torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The dtype of the merged weights; auto is that of the base model."""
+    overwrite: bool = False
+    """Replaces an output folder that is not empty."""

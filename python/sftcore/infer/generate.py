@@ -1,0 +1,122 @@
+"""A model with its encoder, and what it answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
+
+from sftcore.config import InferConfig
+from sftcore.data import Encoder
+from sftcore.errors import ConfigError
+from sftcore.models import load_model, resolve_model
+from sftcore.train.output import read_args
+
+Message = dict[str, Any]
+
+
+def base_of(adapters: Path, given: str | None) -> Path:
+    """Returns the folder of the model that a LoRA checkpoint was trained on.
+
+    Raises:
+        ConfigError: The checkpoint is none, or its base model is not here.
+    """
+    path = adapters / "adapter_config.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"--adapters {adapters} has no adapter_config.json; expected a checkpoint-N folder of a LoRA run"
+        )
+    named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if given is None and named and Path(named).is_dir():
+        return Path(named)
+    name = given or read_args(adapters).get("model") or named
+    if not name:
+        raise ConfigError(f"{path} names no base model; pass --model")
+    return resolve_model(str(name))
+
+
+class Chat:
+    """A loaded model that answers conversations."""
+
+    def __init__(self, config: InferConfig) -> None:
+        adapters = Path(config.adapters) if config.adapters else None
+        folder = base_of(adapters, config.model) if adapters else resolve_model(str(config.model))
+        # a checkpoint carries the tokenizer and the template that its training used
+        home = adapters if adapters and (adapters / "tokenizer.json").is_file() else folder
+        self.encoder = Encoder.from_pretrained(home, template=config.template)
+        self.encoder.chat_template  # noqa: B018  raises where there is none
+        model = load_model(folder, torch_dtype=config.torch_dtype)
+        if adapters:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, adapters)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = model.to(self.device).eval()
+        self.config = config
+        draws: dict[str, Any] = {}
+        if config.temperature > 0:
+            draws = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
+        self.generation = GenerationConfig(
+            max_new_tokens=config.max_new_tokens,
+            do_sample=config.temperature > 0,
+            repetition_penalty=config.repetition_penalty,
+            eos_token_id=self.encoder.stop_token_ids or None,
+            pad_token_id=self.encoder.pad_token_id,
+            **draws,
+        )
+
+    def answer(
+        self, messages: list[Message], *, on_text: Callable[[str], object] | None = None
+    ) -> str:
+        """Returns the answer to messages whose last is the user's.
+
+        Args:
+            messages: With `role` and `content`; the configured system message is put before them.
+            on_text: Called with each piece of the answer as it comes.
+        """
+        if self.config.system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.config.system}, *messages]
+        prompt = torch.from_numpy(self.encoder.encode_prompt(messages))[None].to(self.device)
+        torch.manual_seed(self.config.seed)
+        streamer = _TextStreamer(self.encoder, on_text) if on_text else None
+        with torch.inference_mode():
+            output = self.model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=self.generation,
+                streamer=streamer,
+                use_cache=True,
+            )
+        return self.encoder.decode(output[0, prompt.shape[1] :].tolist()).strip()
+
+
+class _TextStreamer(BaseStreamer):  # type: ignore[misc, unused-ignore]
+    """Hands on the text of tokens as soon as it is whole characters."""
+
+    def __init__(self, encoder: Encoder, on_text: Callable[[str], object]) -> None:
+        self.encoder = encoder
+        self.on_text = on_text
+        self.ids: list[int] | None = None
+        self.shown = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the prompt, then one token after another."""
+        if self.ids is None:
+            self.ids = []
+            return
+        self.ids.extend(value.flatten().tolist())
+        text = self.encoder.decode(self.ids)
+        # a character whose bytes are not all there yet decodes to the replacement character
+        if not text.endswith("\ufffd"):
+            self.on_text(text[self.shown :])
+            self.shown = len(text)
+
+    def end(self) -> None:
+        """Hands on what is left."""
+        text = self.encoder.decode(self.ids or [])
+        self.on_text(text[self.shown :])

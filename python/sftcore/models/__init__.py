@@ -1,0 +1,8 @@
+"""From the name of a model to a folder, and from a folder to a model."""
+
+from __future__ import annotations
+
+from sftcore.models.loading import load_model, pick_dtype
+from sftcore.models.registry import resolve_model
+
+__all__ = ["load_model", "pick_dtype", "resolve_model"]

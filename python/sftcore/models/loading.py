@@ -1,0 +1,27 @@
+"""A folder to a model on the right device, in the right dtype."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+
+def pick_dtype(name: str) -> torch.dtype:
+    """Returns the dtype of weights; `auto` is bfloat16 on a GPU that has it, else float32."""
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    if torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def load_model(folder: Path, *, torch_dtype: str = "auto", attn_impl: str = "auto") -> Any:
+    """Loads a causal language model for training or inference, on the CPU."""
+    arguments: dict[str, Any] = {"dtype": pick_dtype(torch_dtype)}
+    if attn_impl != "auto":
+        arguments["attn_implementation"] = attn_impl
+    return AutoModelForCausalLM.from_pretrained(folder, **arguments)

@@ -1,0 +1,67 @@
+"""The run folder: its name, and what is written into it beside the weights."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sftcore.config import TrainConfig
+from sftcore.data import Encoder
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+)
+
+
+def make_run_folder(config: TrainConfig) -> Path:
+    """Makes `output/MODEL/vN-TIME`, or takes `output` itself with `add_version: false`."""
+    output = Path(config.output_dir)
+    if not config.add_version:
+        output.mkdir(parents=True, exist_ok=True)
+        return output
+    parent = output / re.sub(r"[^\w.-]+", "-", Path(config.model).name)
+    parent.mkdir(parents=True, exist_ok=True)
+    versions = (re.match(r"v(\d+)-", folder.name) for folder in parent.iterdir())
+    number = 1 + max((int(version[1]) for version in versions if version), default=-1)
+    while True:
+        folder = parent / f"v{number}-{time.strftime('%Y%m%d-%H%M%S')}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def write_args(folder: Path, config: TrainConfig) -> None:
+    """Writes `args.yaml`, which `--config` takes back."""
+    text = yaml.safe_dump(config.to_dict(), allow_unicode=True, sort_keys=False)
+    (folder / "args.yaml").write_text(text, encoding="utf-8")
+
+
+def read_args(folder: Path) -> dict[str, Any]:
+    """Returns the settings of the run that wrote a checkpoint; empty where it has none."""
+    path = folder / "args.yaml"
+    if not path.is_file():
+        return {}
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return settings if isinstance(settings, dict) else {}
+
+
+def save_tokenizer(encoder: Encoder, folder: Path) -> None:
+    """Copies the tokenizer that training used, with the template that training rendered."""
+    for name in TOKENIZER_FILES:
+        source = encoder.folder / name
+        if source.is_file():
+            shutil.copyfile(source, folder / name)
+    if encoder.has_chat_template:
+        (folder / "chat_template.jinja").write_text(encoder.chat_template, encoding="utf-8")

@@ -1,0 +1,244 @@
+"""`train`: from a configuration to a tuned model."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
+from transformers.utils import logging as transformers_logging
+
+from sftcore.config import TrainConfig
+from sftcore.data import BatchLoader, Encoder
+from sftcore.errors import ConfigError, SftcoreError
+from sftcore.models import load_model, pick_dtype, resolve_model
+from sftcore.train.callbacks import EvaluateAtEnd, ShowProgress, WriteLog, draw_loss
+from sftcore.train.datasets import resolve_datasets
+from sftcore.train.output import make_run_folder, write_args
+from sftcore.train.trainer import SftTrainer, read_loader_state
+from sftcore.tuners import apply_tuner, count_parameters
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Trains as `config` says.
+
+    Returns:
+        `best_model_checkpoint`, `last_model_checkpoint`, `best_metric` (the lowest evaluation loss,
+        None without evaluation), `global_step`, `log_history`, `output_dir`, `data` (the report of the
+        loader).
+
+    Raises:
+        SftcoreError: A setting, a row, the template or the tokenizer is wrong. Nothing is written
+            before all of these are known to be right.
+    """
+    _quieten()
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    folder = resolve_model(config.model)
+    encoder = Encoder.from_pretrained(
+        folder,
+        template=config.template,
+        max_length=config.max_length,
+        truncation_strategy=config.truncation_strategy,
+        system=config.system,
+    )
+    train_loader, eval_loader = _open_loaders(config, encoder, world_size)
+    _say(_describe_data(train_loader, eval_loader))
+    set_seed(config.seed)
+    base = load_model(folder, torch_dtype=config.torch_dtype, attn_impl=config.attn_impl)
+    _check_length(config, base)
+    model = apply_tuner(base, config)
+    total, trained, _ = count_parameters(model)
+    _say(f"model: {config.model}, {total:,} parameters, {trained:,} trained ({trained / total:.2%})")
+    max_steps = config.max_steps
+    if max_steps == -1:
+        max_steps = math.ceil(train_loader.steps_per_epoch * config.num_train_epochs)
+    run_folder = make_run_folder(config)
+    write_args(run_folder, config)
+    arguments = _training_arguments(config, run_folder, train_loader, eval_loader, max_steps, world_size)
+    if arguments.world_size != world_size:
+        raise SftcoreError(f"asked for {world_size} processes, but Transformers runs {arguments.world_size}")
+    _say(
+        f"steps: {max_steps} of {config.accumulation_steps(world_size) * config.per_device_train_batch_size * world_size} "
+        f"examples, {train_loader.steps_per_epoch} an epoch; learning rate {config.effective_learning_rate:g}; "
+        f"output: {run_folder}"
+    )
+    tokens = train_loader.report["split_trained_tokens"] / train_loader.steps_per_epoch
+    progress = ShowProgress(lines=config.disable_tqdm, trained_tokens_per_step=tokens)
+    trainer = SftTrainer(
+        model=model,
+        args=arguments,
+        train_loader=train_loader,
+        eval_loader=eval_loader,
+        config=config,
+        callbacks=[EvaluateAtEnd(evaluate=eval_loader is not None), WriteLog(run_folder), progress],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    try:
+        if config.resume_from_checkpoint:
+            train_loader.load_state_dict(read_loader_state(Path(config.resume_from_checkpoint)))
+        trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    finally:
+        progress.stop()
+    draw_loss(trainer.state.log_history, run_folder / "images" / "loss.png")
+    result = _result(trainer, run_folder, train_loader)
+    _say(f"best checkpoint: {result['best_model_checkpoint']}; curves: {run_folder / 'images'}")
+    return result
+
+
+def _open_loaders(
+    config: TrainConfig, encoder: Encoder, world_size: int
+) -> tuple[BatchLoader, BatchLoader | None]:
+    settings: dict[str, Any] = {
+        "seed": config.seed if config.data_seed is None else config.data_seed,
+        "rank": int(os.environ.get("RANK", "0")),
+        "world_size": world_size,
+        "num_threads": config.num_threads,
+        "on_bad_row": config.on_bad_row,
+    }
+    eval_batch_size = config.per_device_eval_batch_size or config.per_device_train_batch_size
+    held_out = config.split_dataset_ratio > 0 and not config.val_dataset
+    train_loader = BatchLoader(
+        resolve_datasets(config.dataset, config),
+        encoder,
+        batch_size=config.per_device_train_batch_size,
+        gradient_accumulation_steps=config.accumulation_steps(world_size),
+        split="train" if held_out else "all",
+        split_ratio=config.split_dataset_ratio if held_out else 0.0,
+        **settings,
+    )
+    if config.val_dataset:
+        paths = resolve_datasets(config.val_dataset, config)
+        return train_loader, BatchLoader(
+            paths, encoder, batch_size=eval_batch_size, mode="sequential", **settings
+        )
+    # a single row can only be trained
+    if held_out and train_loader.report["examples"] > 1:
+        return train_loader, train_loader.sibling(split="validation", batch_size=eval_batch_size)
+    return train_loader, None
+
+
+def _describe_data(train_loader: BatchLoader, eval_loader: BatchLoader | None) -> str:
+    report = train_loader.report
+    held_out = f", {eval_loader.num_rows:,} for evaluation" if eval_loader else ", no evaluation"
+    lines = [
+        f"data: {report['rows']:,} rows of {report['files']} files, {report['split_examples']:,} examples for "
+        f"training{held_out}; {report['split_tokens']:,} tokens an epoch, "
+        f"{report['split_trained_tokens'] / report['split_tokens']:.1%} trained; longest {report['longest']:,}"
+    ]
+    limit = train_loader.encoder.max_length
+    warn = [
+        ("deleted", f"rows deleted, over max_length {limit} (the first: {report['first_deleted']})"),
+        ("truncated", f"rows cut to max_length {limit} (the first: {report['first_truncated']})"),
+        ("skipped", "wrong rows skipped:"),
+        ("tools_not_rendered", "rows carry tools that the chat template does not show the model"),
+    ]
+    for name, text in warn:
+        if report[name]:
+            lines.append(f"warning: {report[name]:,} of {report['rows']:,} {text}")
+    lines += [f"  {text}" for text in report["first_skipped"]]
+    if train_loader.encoder.has_chat_template and train_loader.encoder.turn_end is None:
+        lines.append(
+            "warning: the chat template closes assistant turns with no control token, so the model does not learn to "
+            "stop"
+        )
+    return "\n".join(lines)
+
+
+def _check_length(config: TrainConfig, model: Any) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and config.max_length > limit:
+        raise ConfigError(
+            f"--max_length {config.max_length} is out of range: {config.model} has {limit} positions"
+        )
+
+
+def _training_arguments(
+    config: TrainConfig,
+    run_folder: Path,
+    train_loader: BatchLoader,
+    eval_loader: BatchLoader | None,
+    max_steps: int,
+    world_size: int,
+) -> TrainingArguments:
+    on_gpu = torch.cuda.is_available()
+    dtype = pick_dtype(config.torch_dtype)
+    save_steps = config.save_steps or max(1, min(500, train_loader.steps_per_epoch, max_steps))
+    arguments: dict[str, Any] = {
+        "output_dir": str(run_folder),
+        "max_steps": max_steps,
+        "per_device_train_batch_size": config.per_device_train_batch_size,
+        "gradient_accumulation_steps": config.accumulation_steps(world_size),
+        "learning_rate": config.effective_learning_rate,
+        "weight_decay": config.weight_decay,
+        "adam_beta1": config.adam_beta1,
+        "adam_beta2": config.adam_beta2,
+        "max_grad_norm": config.max_grad_norm,
+        "lr_scheduler_type": config.lr_scheduler_type,
+        "warmup_steps": math.ceil(config.warmup_ratio * max_steps),
+        "optim": config.optim,
+        "logging_steps": config.logging_steps,
+        "logging_first_step": True,
+        "eval_strategy": "steps" if eval_loader else "no",
+        "eval_steps": config.eval_steps or save_steps,
+        "save_strategy": "steps",
+        "save_steps": save_steps,
+        "save_total_limit": config.save_total_limit,
+        "metric_for_best_model": "eval_loss" if eval_loader else None,
+        "greater_is_better": False,
+        "seed": config.seed,
+        "bf16": on_gpu and dtype == torch.bfloat16,
+        "fp16": on_gpu and dtype == torch.float16,
+        "use_cpu": not on_gpu,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": on_gpu,
+        "ddp_find_unused_parameters": False,
+        # the loader goes on by its own state, nothing is replayed
+        "ignore_data_skip": True,
+    }
+    names = {field for field in TrainingArguments.__dataclass_fields__}
+    # Transformers 6 drops the first pair of names
+    prefix = "activation" if "activation_checkpointing" in names else "gradient"
+    arguments[f"{prefix}_checkpointing"] = config.gradient_checkpointing
+    if config.gradient_checkpointing:
+        arguments[f"{prefix}_checkpointing_kwargs"] = {"use_reentrant": False}
+    return TrainingArguments(**arguments)
+
+
+def _result(trainer: SftTrainer, run_folder: Path, train_loader: BatchLoader) -> dict[str, Any]:
+    state = trainer.state
+    last = run_folder / f"checkpoint-{state.global_step}"
+    result = {
+        "best_model_checkpoint": state.best_model_checkpoint or str(last),
+        "last_model_checkpoint": str(last),
+        "best_metric": state.best_metric,
+        "global_step": state.global_step,
+        "log_history": state.log_history,
+        "output_dir": str(run_folder),
+        "data": train_loader.report,
+    }
+    if state.is_world_process_zero:
+        text = json.dumps(result, ensure_ascii=False, indent=2)
+        (run_folder / "result.json").write_text(text, encoding="utf-8")
+    return result
+
+
+def _quieten() -> None:
+    """Silences notes of libraries that a user can do nothing about."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="peft|torch|transformers|accelerate")
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+def _say(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)  # noqa: T201

@@ -1,0 +1,132 @@
+"""`transformers.Trainer`, fed by the Rust core.
+
+The loaders are raw: already sharded by rank, never prepared by accelerate, and the one for training runs over
+all epochs, so that every optimizer step takes one global batch of the plan. The loss of a step
+is the mean over the trained tokens of that global batch (Transformers counts them over micro-batches and ranks),
+and the evaluation loss is the mean over the trained tokens of the whole evaluation set.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from sftcore.config import TrainConfig
+from sftcore.data import BatchLoader
+from sftcore.errors import ConfigError
+from sftcore.train.output import save_tokenizer, write_args
+
+LOADER_STATE = "loader_state.json"
+
+
+class _Stream(IterableDataset[dict[str, torch.Tensor]]):
+    """The batches of a loader: one epoch, or epoch after epoch without end."""
+
+    def __init__(self, loader: BatchLoader, *, endless: bool) -> None:
+        super().__init__()
+        self.loader = loader
+        self.endless = endless
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        yield from self.loader
+        while self.endless:
+            yield from self.loader
+
+
+class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
+    """A Trainer whose data is a `BatchLoader`."""
+
+    def __init__(
+        self,
+        *,
+        train_loader: BatchLoader,
+        eval_loader: BatchLoader | None,
+        config: TrainConfig,
+        **arguments: Any,
+    ) -> None:
+        self.train_loader = train_loader
+        self.eval_loader = eval_loader
+        self.config = config
+        train_stream = _Stream(train_loader, endless=True)
+        super().__init__(train_dataset=train_stream, eval_dataset=eval_loader and [], **arguments)
+        if not self.model_accepts_loss_kwargs:
+            raise ConfigError(
+                f"{type(self.model).__name__} does not take num_items_in_batch, so the loss of accumulated "
+                "micro-batches would not be the mean over their tokens; pass --gradient_accumulation_steps 1"
+            )
+
+    def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
+        """The micro-batches of this rank, epoch after epoch."""
+        return DataLoader(self.train_dataset, batch_size=None)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[dict[str, torch.Tensor]]:  # noqa: ARG002
+        """The evaluation batches of this rank, in the order of the files."""
+        assert self.eval_loader is not None
+        self.eval_loader.set_epoch(0)
+        return DataLoader(_Stream(self.eval_loader, endless=False), batch_size=None)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[dict[str, torch.Tensor]],
+        description: str,  # noqa: ARG002
+        prediction_loss_only: bool | None = None,  # noqa: ARG002
+        ignore_keys: list[str] | None = None,  # noqa: ARG002
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Loss and accuracy over all trained tokens, not a mean of means."""
+        model = self.model
+        model.eval()
+        # loss, right tokens, tokens, examples
+        sums = torch.zeros(4, dtype=torch.float64, device=self.args.device)
+        with torch.no_grad():
+            for batch in dataloader:
+                inputs = self._prepare_inputs(batch)
+                labels = inputs["labels"][:, 1:]
+                trained = labels != -100
+                if not trained.any():
+                    continue
+                output = model(**inputs)
+                right = (output.logits[:, :-1].argmax(-1) == labels) & trained
+                count = trained.sum()
+                sums += torch.stack(
+                    [output.loss.double() * count, right.sum(), count, torch.tensor(len(labels)).to(count)]
+                )
+        loss, right, count, examples = self.accelerator.reduce(sums, "sum").tolist()
+        metrics = {
+            f"{metric_key_prefix}_loss": loss / count,
+            f"{metric_key_prefix}_token_acc": right / count,
+        }
+        return EvalLoopOutput(
+            predictions=None, label_ids=None, metrics=metrics, num_samples=int(examples)
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        save_tokenizer(self.train_loader.encoder, folder)
+        write_args(folder, self.config)
+        # the Trainer has drawn just the batches it trained, so this is where the next run goes on
+        state = json.dumps(self.train_loader.state_dict(), indent=2)
+        (folder / LOADER_STATE).write_text(state, encoding="utf-8")
+
+
+def read_loader_state(checkpoint: Path) -> dict[str, int | str]:
+    """Returns the loader state of a checkpoint.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    path = checkpoint / LOADER_STATE
+    if not path.is_file():
+        raise ConfigError(
+            f"--resume_from_checkpoint {checkpoint} has no {LOADER_STATE}; expected a checkpoint-N folder of sftcore"
+        )
+    state: dict[str, int | str] = json.loads(path.read_text(encoding="utf-8"))
+    return state
