@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from sftcore.config import MergeConfig
 from sftcore.data import Encoder
 from sftcore.errors import ConfigError
 from sftcore.infer.generate import base_of
+from sftcore.models import quieten
 from sftcore.train.output import save_tokenizer
 
 
@@ -24,8 +24,7 @@ def merge(config: MergeConfig) -> Path:
     Raises:
         ConfigError: The checkpoint is none, or the output folder is not empty.
     """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quieten()
     adapters = Path(config.adapters)
     base = base_of(adapters, config.model)
     output = Path(config.output_dir or f"{adapters}-merged")

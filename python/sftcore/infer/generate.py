@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 from sftcore.config import InferConfig
 from sftcore.data import Encoder
 from sftcore.errors import ConfigError
-from sftcore.models import load_model, resolve_model
+from sftcore.models import load_model, quieten, resolve_model
 from sftcore.train.output import read_args
 
 Message = dict[str, Any]
@@ -44,6 +44,7 @@ class Chat:
     """A loaded model that answers conversations."""
 
     def __init__(self, config: InferConfig) -> None:
+        quieten()
         adapters = Path(config.adapters) if config.adapters else None
         folder = base_of(adapters, config.model) if adapters else resolve_model(str(config.model))
         # a checkpoint carries the tokenizer and the template that its training used
@@ -67,6 +68,7 @@ class Chat:
             repetition_penalty=config.repetition_penalty,
             eos_token_id=self.encoder.stop_token_ids or None,
             pad_token_id=self.encoder.pad_token_id,
+            use_cache=True,
             **draws,
         )
 
@@ -90,7 +92,6 @@ class Chat:
                 attention_mask=torch.ones_like(prompt),
                 generation_config=self.generation,
                 streamer=streamer,
-                use_cache=True,
             )
         return self.encoder.decode(output[0, prompt.shape[1] :].tolist()).strip()
 

@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging as transformers_logging
-
 from sftcore.config import InferConfig
 from sftcore.errors import ConfigError, RowError
 from sftcore.infer.generate import Chat, Message
+from sftcore.models import quieten
 
 HELP = "/exit leaves, /clear forgets the conversation, /system TEXT sets a system message"
 
@@ -25,8 +24,7 @@ def infer(config: InferConfig) -> list[dict[str, Any]]:
     Raises:
         SftcoreError: A setting, a row or the checkpoint is wrong.
     """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quieten()
     if config.prompt is not None:
         questions = [[_user(config.prompt)]]
     elif config.prompts is not None:

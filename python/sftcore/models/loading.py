@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 
 def pick_dtype(name: str) -> torch.dtype:
@@ -25,3 +27,11 @@ def load_model(folder: Path, *, torch_dtype: str = "auto", attn_impl: str = "aut
     if attn_impl != "auto":
         arguments["attn_implementation"] = attn_impl
     return AutoModelForCausalLM.from_pretrained(folder, **arguments)
+
+
+def quieten() -> None:
+    """Silences notes of libraries that a user can do nothing about."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(peft|torch|transformers|accelerate)")
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")

@@ -6,18 +6,16 @@ import json
 import math
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
-from transformers.utils import logging as transformers_logging
 
 from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader, Encoder
 from sftcore.errors import ConfigError, SftcoreError
-from sftcore.models import load_model, pick_dtype, resolve_model
+from sftcore.models import load_model, pick_dtype, quieten, resolve_model
 from sftcore.train.callbacks import EvaluateAtEnd, ShowProgress, WriteLog, draw_loss
 from sftcore.train.datasets import resolve_datasets
 from sftcore.train.output import make_run_folder, write_args
@@ -37,7 +35,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         SftcoreError: A setting, a row, the template or the tokenizer is wrong. Nothing is written
             before all of these are known to be right.
     """
-    _quieten()
+    quieten()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     folder = resolve_model(config.model)
     encoder = Encoder.from_pretrained(
@@ -229,14 +227,6 @@ def _result(trainer: SftTrainer, run_folder: Path, train_loader: BatchLoader) ->
         text = json.dumps(result, ensure_ascii=False, indent=2)
         (run_folder / "result.json").write_text(text, encoding="utf-8")
     return result
-
-
-def _quieten() -> None:
-    """Silences notes of libraries that a user can do nothing about."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="peft|torch|transformers|accelerate")
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 
 def _say(text: str) -> None:

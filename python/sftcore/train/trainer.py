@@ -8,6 +8,7 @@ and the evaluation loss is the mean over the trained tokens of the whole evaluat
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,15 +63,37 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
                 "micro-batches would not be the mean over their tokens; pass --gradient_accumulation_steps 1"
             )
 
+        # the loss below comes from the model's own loss function, which divides by num_items_in_batch
+        self.loss_is_scaled_for_ga = True
+        forward = self.accelerator.unwrap_model(self.model)
+        forward = getattr(forward, "get_base_model", lambda: forward)().forward
+        self.can_keep_logits = "logits_to_keep" in inspect.signature(forward).parameters
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The model's own loss, of the columns from the first trained token on."""
+        if self.can_keep_logits:
+            inputs = keep_trained_columns(inputs)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
     def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """The micro-batches of this rank, epoch after epoch."""
-        return DataLoader(self.train_dataset, batch_size=None)
+        # a DataLoader draws a seed when it is iterated; from the global generator, that would change the
+        # dropout of a resumed run
+        return DataLoader(self.train_dataset, batch_size=None, generator=torch.Generator())
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[dict[str, torch.Tensor]]:  # noqa: ARG002
         """The evaluation batches of this rank, in the order of the files."""
         assert self.eval_loader is not None
         self.eval_loader.set_epoch(0)
-        return DataLoader(_Stream(self.eval_loader, endless=False), batch_size=None)
+        return DataLoader(
+            _Stream(self.eval_loader, endless=False), batch_size=None, generator=torch.Generator()
+        )
 
     def evaluation_loop(
         self,
@@ -115,6 +138,23 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         # the Trainer has drawn just the batches it trained, so this is where the next run goes on
         state = json.dumps(self.train_loader.state_dict(), indent=2)
         (folder / LOADER_STATE).write_text(state, encoding="utf-8")
+
+
+def keep_trained_columns(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Asks the model for no logits before the first trained token of the batch.
+
+    The language-model head is a large part of a small model, and prompts need none of it. The loss is the
+    same: left out are only columns in which every label is ignored.
+    """
+    labels = inputs["labels"]
+    shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    trained = (shifted != -100).any(dim=0).nonzero()
+    first = int(trained[0]) if len(trained) else labels.shape[1] - 1
+    return {
+        **inputs,
+        "shift_labels": shifted[:, first:].contiguous(),
+        "logits_to_keep": labels.shape[1] - first,
+    }
 
 
 def read_loader_state(checkpoint: Path) -> dict[str, int | str]:

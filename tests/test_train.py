@@ -1,0 +1,274 @@
+"""Training: the losses of a plain loop, an exact resume, a merge that changes nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from sftcore.config import InferConfig, MergeConfig, TrainConfig  # noqa: E402
+from sftcore.data import BatchLoader, Encoder  # noqa: E402
+from sftcore.errors import ConfigError, RowError  # noqa: E402
+from sftcore.export import merge  # noqa: E402
+from sftcore.infer import infer  # noqa: E402
+from sftcore.train import train  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def model(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers with the tokenizer and template of SmolLM2."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=49152,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer = shared_data / "tokenizers" / "smollm2"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((tokenizer / name).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 real rows of at most 200 tokens."""
+    path = shared_data / "datasets" / "gsm8k" / "train.jsonl"
+    short = [line for line in path.read_text(encoding="utf-8").splitlines() if len(line) < 450]
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    file.write_text("\n".join(short[:64]), encoding="utf-8")
+    return file
+
+
+def config_of(model: Path, rows: Path, output: Path, **settings: Any) -> TrainConfig:
+    given: dict[str, Any] = {
+        "model": str(model),
+        "dataset": [str(rows)],
+        "output_dir": str(output),
+        "add_version": False,
+        "tuner_type": "full",
+        "split_dataset_ratio": 0.0,
+        "num_train_epochs": 1,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+    }
+    return TrainConfig(**{**given, **settings})
+
+
+def losses(result: dict[str, Any]) -> list[float]:
+    return [float(entry["loss"]) for entry in result["log_history"] if "loss" in entry]
+
+
+def plain_losses(model: Path, rows: Path, batch_size: int, accumulation: int) -> list[float]:
+    """An own loop: plain rows from Transformers, a plain collator, AdamW, a cosine with warm-up."""
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(model)
+    examples = []
+    for line in rows.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        question = [{"role": "user", "content": row["question"]}]
+        answer = {"role": "assistant", "content": row["answer"]}
+        render = tokenizer.apply_chat_template
+        prompt = render(question, add_generation_prompt=True, return_dict=False)
+        ids = render([*question, answer], return_dict=False)
+        # the template ends with a line break after the closing token, which is not trained
+        examples.append((ids, [-100] * len(prompt) + ids[len(prompt) : -1] + [-100]))
+    net = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).train()
+    encoder = Encoder.from_pretrained(model)
+    order = BatchLoader(
+        rows, encoder, batch_size=batch_size, gradient_accumulation_steps=accumulation
+    ).plan(0)
+    decay = [p for n, p in net.named_parameters() if "norm" not in n]
+    rest = [p for n, p in net.named_parameters() if "norm" in n]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
+        lr=1e-2,
+        betas=(0.9, 0.95),
+    )
+    warmup = -(-len(order) // 20)
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, warmup, len(order))
+    history = []
+    for global_batch in order:
+        chosen = [examples[row] for row in global_batch]
+        count = sum(label != -100 for _, labels in chosen for label in labels[1:])
+        total = 0.0
+        for ids, labels in chosen:
+            logits = net(torch.tensor([ids])).logits[0, :-1]
+            loss = torch.nn.functional.cross_entropy(
+                logits, torch.tensor(labels[1:]), reduction="sum"
+            )
+            (loss / count).backward()
+            total += float(loss.detach()) / count
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        history.append(total)
+    return history
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_losses_equal_those_of_a_plain_loop(
+    model: Path, rows: Path, tmp_path: Path, batch_size: int, accumulation: int
+) -> None:
+    result = train(
+        config_of(
+            model,
+            rows,
+            tmp_path,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+        )
+    )
+    expected = plain_losses(model, rows, batch_size, accumulation)
+    assert losses(result) == pytest.approx(expected, rel=1e-4)
+    assert expected[-1] < expected[0]
+
+
+def test_losses_do_not_depend_on_how_a_global_batch_is_cut(
+    model: Path, rows: Path, tmp_path: Path
+) -> None:
+    runs = [
+        losses(
+            train(
+                config_of(
+                    model,
+                    rows,
+                    tmp_path / f"{batch_size}",
+                    per_device_train_batch_size=batch_size,
+                    gradient_accumulation_steps=16 // batch_size,
+                    gradient_checkpointing=batch_size == 4,
+                )
+            )
+        )
+        for batch_size in (1, 4, 16)
+    ]
+    assert runs[1] == pytest.approx(runs[0], rel=1e-4)
+    assert runs[2] == pytest.approx(runs[0], rel=1e-4)
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(
+    model: Path, rows: Path, tmp_path: Path
+) -> None:
+    whole = config_of(
+        model, rows, tmp_path / "whole", tuner_type="lora", save_steps=3, num_train_epochs=2,
+        per_device_train_batch_size=4, save_total_limit=None,
+    )  # fmt: skip
+    expected = losses(train(whole))
+    checkpoint = tmp_path / "whole" / "checkpoint-3"
+    resumed = replace(
+        whole, output_dir=str(tmp_path / "resumed"), resume_from_checkpoint=str(checkpoint)
+    )
+    assert losses(train(resumed))[-len(expected) + 3 :] == expected[3:]
+
+
+def test_evaluation_is_the_token_mean_of_the_held_out_rows(
+    model: Path, rows: Path, tmp_path: Path
+) -> None:
+    result = train(
+        config_of(
+            model, rows, tmp_path, split_dataset_ratio=0.2, tuner_type="lora", max_steps=2,
+            per_device_eval_batch_size=5,
+        )  # fmt: skip
+    )
+    shown = [float(entry["eval_loss"]) for entry in result["log_history"] if "eval_loss" in entry]
+    assert result["best_metric"] == min(shown)
+    net = transformers.AutoModelForCausalLM.from_pretrained(model)
+    from peft import PeftModel
+
+    net = PeftModel.from_pretrained(net, result["last_model_checkpoint"]).eval()
+    loader = BatchLoader(
+        rows, Encoder.from_pretrained(model), split="validation", split_ratio=0.2
+    )
+    total, count = 0.0, 0
+    for batch in loader:
+        number = int((batch["labels"][:, 1:] != -100).sum())
+        with torch.no_grad():
+            total += float(net(**batch).loss) * number
+        count += number
+    assert shown[-1] == pytest.approx(total / count, rel=1e-4)
+
+
+def test_a_run_writes_what_it_promises(model: Path, rows: Path, tmp_path: Path) -> None:
+    config = config_of(model, rows, tmp_path, tuner_type="lora", max_steps=3, add_version=True)
+    result = train(config)
+    run, best = Path(result["output_dir"]), Path(result["best_model_checkpoint"])
+    assert run.parent == tmp_path / model.name
+    assert run.name.startswith("v0-")
+    for name in ("args.yaml", "logging.jsonl", "result.json", "images/loss.png"):
+        assert (run / name).stat().st_size > 0
+    for name in (
+        "adapter_model.safetensors", "adapter_config.json", "tokenizer.json",
+        "chat_template.jinja", "loader_state.json", "args.yaml",
+    ):  # fmt: skip
+        assert (best / name).stat().st_size > 0
+    assert result["global_step"] == 3
+    state = json.loads((best / "loader_state.json").read_text())
+    assert (state["epoch"], state["step"]) == (0, 3)
+
+
+def test_merged_weights_answer_like_the_adapter(model: Path, rows: Path, tmp_path: Path) -> None:
+    result = train(config_of(model, rows, tmp_path / "run", tuner_type="lora", max_steps=4))
+    checkpoint = result["best_model_checkpoint"]
+    merged = merge(MergeConfig(adapters=checkpoint, output_dir=str(tmp_path / "merged")))
+    base = transformers.AutoModelForCausalLM.from_pretrained(model)
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(base, checkpoint).eval()
+    plain = transformers.AutoModelForCausalLM.from_pretrained(merged).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(merged)
+    ids = torch.tensor([tokenizer("The sea is")["input_ids"]])
+    with torch.no_grad():
+        assert torch.allclose(adapted(ids).logits, plain(ids).logits, atol=1e-4)
+    assert tokenizer.chat_template == Encoder.from_pretrained(model).chat_template
+    with pytest.raises(ConfigError, match="is not empty"):
+        merge(MergeConfig(adapters=checkpoint, output_dir=str(tmp_path / "merged")))
+    answers = [
+        infer(InferConfig(prompt="2 + 2?", max_new_tokens=5, **where))[0]["response"]
+        for where in ({"adapters": checkpoint}, {"model": str(merged)})
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_a_wrong_row_leaves_nothing_behind(model: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"messages": 3}')
+    with pytest.raises(RowError):
+        train(config_of(model, rows, tmp_path / "output"))
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_file_of_prompts_is_answered_line_by_line(model: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"query": "a"}\n\n{"messages": [{"role": "user", "content": "b"}]}\n')
+    output = tmp_path / "answers.jsonl"
+    config = InferConfig(model=str(model), prompts=str(prompts), output=str(output), max_new_tokens=3)
+    infer(config)
+    answers = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [answer["messages"][-1]["content"] for answer in answers] == ["a", "b"]
+
+
+def test_a_stream_gives_the_same_text_as_the_whole_answer(model: Path) -> None:
+    from sftcore.infer.generate import Chat
+
+    chat = Chat(InferConfig(model=str(model), max_new_tokens=12, temperature=1.0))
+    pieces: list[str] = []
+    answer = chat.answer([{"role": "user", "content": "你好"}], on_text=pieces.append)
+    assert "".join(pieces).strip() == answer
