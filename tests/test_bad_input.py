@@ -190,9 +190,7 @@ def test_a_template_that_raises_is_quoted(tmp_path: Path, shared_data: Path) -> 
     )
 
 
-def test_a_template_that_does_not_compile_names_its_line(
-    tmp_path: Path, shared_data: Path
-) -> None:
+def test_a_template_that_does_not_compile_names_its_line(tmp_path: Path, shared_data: Path) -> None:
     template = tmp_path / "broken.jinja"
     template.write_text("{{ messages }}\n{% for message in %}")
     with pytest.raises(TemplateError, match=r"does not compile: line 2: "):
@@ -201,7 +199,9 @@ def test_a_template_that_does_not_compile_names_its_line(
 
 def test_a_broken_tokenizer_says_how_to_save_it_again(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model": {')
-    with pytest.raises(TokenizerError, match=r"tokenizer\.json: not a tokenizer\.json .*save_pretrained"):
+    with pytest.raises(
+        TokenizerError, match=r"tokenizer\.json: not a tokenizer\.json .*save_pretrained"
+    ):
         Encoder.from_pretrained(tmp_path)
 
 
@@ -211,7 +211,9 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_template_lists_the_known_ones(shared_data: Path) -> None:
-    with pytest.raises(ConfigError, match=r'template "nope" is unknown; expected auto, one of .*chatml'):
+    with pytest.raises(
+        ConfigError, match=r'template "nope" is unknown; expected auto, one of .*chatml'
+    ):
         Encoder.from_pretrained(shared_data / "tokenizers" / "smollm2", template="nope")
 
 

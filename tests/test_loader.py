@@ -41,7 +41,9 @@ def texts(loader: BatchLoader) -> list[list[str]]:
             loader.encoder.decode(ids[:length], skip_special_tokens=False)
             for ids, length in zip(batch["input_ids"], lengths, strict=True)
         ]
-        batches.append([text.split("user\n")[1].split("<")[0] for text in decoded if "user" in text])
+        batches.append(
+            [text.split("user\n")[1].split("<")[0] for text in decoded if "user" in text]
+        )
     return batches
 
 

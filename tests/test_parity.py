@@ -101,8 +101,10 @@ def to_messages(row):
             if message.get("loss", message.get("loss_weight", 1)) in (0, False):
                 untrained.add(len(messages))
             if message.get("tool_calls"):
-                calls = [json.dumps(c["function"], ensure_ascii=False, separators=(",", ":"))
-                         for c in message["tool_calls"]]
+                calls = [
+                    json.dumps(c["function"], ensure_ascii=False, separators=(",", ":"))
+                    for c in message["tool_calls"]
+                ]
                 content = "\n".join(([content] if content else []) + calls)
             messages.append({"role": ROLES.get(role, role), "content": content})
         return messages, untrained
@@ -192,9 +194,10 @@ def test_the_prompt_of_inference_is_a_prefix_of_what_training_rendered(encoder: 
     assert example.text.startswith(prompt)
     start = next(start for start, _, trained in example.segments if trained)
     assert start == len(prompt.encode())
-    assert encoder.encode_prompt(question).tolist() == example.input_ids.tolist()[
-        : len(encoder.encode_prompt(question))
-    ]
+    assert (
+        encoder.encode_prompt(question).tolist()
+        == example.input_ids.tolist()[: len(encoder.encode_prompt(question))]
+    )
 
 
 @pytest.mark.parametrize("content", [" a", "a ", "\n\na\n", "{{ x }}", "<|im_end|>b", "é\u0301🙂"])

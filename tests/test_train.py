@@ -12,12 +12,12 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from sftcore.config import InferConfig, MergeConfig, TrainConfig  # noqa: E402
-from sftcore.data import BatchLoader, Encoder  # noqa: E402
-from sftcore.errors import ConfigError, RowError  # noqa: E402
-from sftcore.export import merge  # noqa: E402
-from sftcore.infer import infer  # noqa: E402
-from sftcore.train import train  # noqa: E402
+from sftcore.config import InferConfig, MergeConfig, TrainConfig
+from sftcore.data import BatchLoader, Encoder
+from sftcore.errors import ConfigError, RowError
+from sftcore.export import merge
+from sftcore.infer import infer
+from sftcore.train import train
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +168,15 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     model: Path, rows: Path, tmp_path: Path
 ) -> None:
     whole = config_of(
-        model, rows, tmp_path / "whole", tuner_type="lora", save_steps=3, num_train_epochs=2,
-        per_device_train_batch_size=4, save_total_limit=None,
-    )  # fmt: skip
+        model,
+        rows,
+        tmp_path / "whole",
+        tuner_type="lora",
+        save_steps=3,
+        num_train_epochs=2,
+        per_device_train_batch_size=4,
+        save_total_limit=None,
+    )
     expected = losses(train(whole))
     checkpoint = tmp_path / "whole" / "checkpoint-3"
     resumed = replace(
@@ -184,9 +190,14 @@ def test_evaluation_is_the_token_mean_of_the_held_out_rows(
 ) -> None:
     result = train(
         config_of(
-            model, rows, tmp_path, split_dataset_ratio=0.2, tuner_type="lora", max_steps=2,
+            model,
+            rows,
+            tmp_path,
+            split_dataset_ratio=0.2,
+            tuner_type="lora",
+            max_steps=2,
             per_device_eval_batch_size=5,
-        )  # fmt: skip
+        )
     )
     shown = [float(entry["eval_loss"]) for entry in result["log_history"] if "eval_loss" in entry]
     assert result["best_metric"] == min(shown)
@@ -194,9 +205,7 @@ def test_evaluation_is_the_token_mean_of_the_held_out_rows(
     from peft import PeftModel
 
     net = PeftModel.from_pretrained(net, result["last_model_checkpoint"]).eval()
-    loader = BatchLoader(
-        rows, Encoder.from_pretrained(model), split="validation", split_ratio=0.2
-    )
+    loader = BatchLoader(rows, Encoder.from_pretrained(model), split="validation", split_ratio=0.2)
     total, count = 0.0, 0
     for batch in loader:
         number = int((batch["labels"][:, 1:] != -100).sum())
@@ -215,9 +224,13 @@ def test_a_run_writes_what_it_promises(model: Path, rows: Path, tmp_path: Path) 
     for name in ("args.yaml", "logging.jsonl", "result.json", "images/loss.png"):
         assert (run / name).stat().st_size > 0
     for name in (
-        "adapter_model.safetensors", "adapter_config.json", "tokenizer.json",
-        "chat_template.jinja", "loader_state.json", "args.yaml",
-    ):  # fmt: skip
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "loader_state.json",
+        "args.yaml",
+    ):
         assert (best / name).stat().st_size > 0
     assert result["global_step"] == 3
     state = json.loads((best / "loader_state.json").read_text())
@@ -259,7 +272,9 @@ def test_a_file_of_prompts_is_answered_line_by_line(model: Path, tmp_path: Path)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"query": "a"}\n\n{"messages": [{"role": "user", "content": "b"}]}\n')
     output = tmp_path / "answers.jsonl"
-    config = InferConfig(model=str(model), prompts=str(prompts), output=str(output), max_new_tokens=3)
+    config = InferConfig(
+        model=str(model), prompts=str(prompts), output=str(output), max_new_tokens=3
+    )
     infer(config)
     answers = [json.loads(line) for line in output.read_text().splitlines()]
     assert [answer["messages"][-1]["content"] for answer in answers] == ["a", "b"]

@@ -34,7 +34,9 @@ def ask(**model: str) -> dict[str, str]:
 
 def main() -> int:
     """Runs before, training and after."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     add_flags(parser, TrainConfig)
     parser.set_defaults(config=str(Path(__file__).with_name("config.yaml")))
     config = read_flags(TrainConfig, parser.parse_args())
@@ -48,7 +50,9 @@ def main() -> int:
     after = ask(adapters=result["best_model_checkpoint"])
 
     console = Console()
-    table = Table("question", "before", "after", show_lines=True)
+    table = Table(show_lines=True)
+    for name in ("question", "before", "after"):
+        table.add_column(name, overflow="fold")  # Chinese has no spaces to break a line at
     for question, answer in after.items():
         table.add_row(question, before[question], answer)
     console.print(table)
@@ -71,7 +75,9 @@ def report(config: TrainConfig, before: dict[str, str], after: dict[str, str]) -
         "What is the capital of France?": "Paris",
     }
     wrong = [
-        f"{question} gives no {name}" for question, name in expected.items() if name not in after[question]
+        f"{question} gives no {name}"
+        for question, name in expected.items()
+        if name not in after[question]
     ]
     names = [*config.model_name, *config.model_author]
     wrong += [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sftcore.config import InferConfig, MergeConfig, TrainConfig
     from sftcore.data import BatchLoader, Encoder, __version__
-    from sftcore.export import merge
+    from sftcore.export.merge import merge
     from sftcore.infer import infer
     from sftcore.train import train
 

@@ -51,9 +51,12 @@ def run(known: argparse.Namespace) -> None:
         trained = sum(len(text) for text, is_trained in row.pieces if is_trained)
         total = sum(len(text) for text, _ in row.pieces)
         tokens = f", {row.num_tokens} tokens" if row.num_tokens is not None else ""
-        print(f"--- {known.file}:{row.line}: {row.shape}, {total} characters, {trained} trained{tokens}")
+        print(
+            f"--- {known.file}:{row.line}: {row.shape}, {total} characters, {trained} trained{tokens}"
+        )
         print(
             "".join(
-                f"{opening}{text}{closing}" if is_trained else text for text, is_trained in row.pieces
+                f"{opening}{text}{closing}" if is_trained else text
+                for text, is_trained in row.pieces
             )
         )

@@ -12,7 +12,7 @@ from sftcore.config.schema import Setting, build, read_yaml, settings_of
 T = TypeVar("T")
 
 
-def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
+def add_flags(parser: argparse.ArgumentParser, config: type[Any]) -> None:
     """Adds `--config` and a flag for each setting, in sections."""
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="settings from a file; flags stand before them"
@@ -36,7 +36,7 @@ def read_flags(config: type[T], known: argparse.Namespace) -> T:
     values: dict[str, Any] = {}
     for name, value in flags.items():
         if settings[name].is_list:
-            value = [part for word in value for part in _split(name, word)]  # noqa: PLW2901
+            value = [part for word in value for part in _split(name, word)]
         values[name] = value
     if known.config is None:
         return build(config, values, origin="command line")
@@ -44,7 +44,9 @@ def read_flags(config: type[T], known: argparse.Namespace) -> T:
     from_file = read_yaml(path)
     # the file is checked for itself, so that an error names it
     merged = {**from_file, **values}
-    return build(config, merged, origin=str(path) if set(merged) == set(from_file) else f"{path} and flags")
+    return build(
+        config, merged, origin=str(path) if set(merged) == set(from_file) else f"{path} and flags"
+    )
 
 
 def _split(name: str, word: str) -> list[str]:

@@ -44,17 +44,24 @@ class InferConfig:
 
     def __post_init__(self) -> None:
         if self.model is None and self.adapters is None:
-            raise ConfigError("--model is missing: name a model, or a LoRA checkpoint with --adapters")
+            raise ConfigError(
+                "--model is missing: name a model, or a LoRA checkpoint with --adapters"
+            )
         if self.prompt is not None and self.prompts is not None:
             raise ConfigError("--prompt and --prompts exclude each other")
         if self.output is not None and self.prompts is None:
             raise ConfigError("--output has no effect without --prompts")
-        check_range("max_new_tokens", self.max_new_tokens, "1 or more", holds=self.max_new_tokens >= 1)
+        check_range(
+            "max_new_tokens", self.max_new_tokens, "1 or more", holds=self.max_new_tokens >= 1
+        )
         check_range("temperature", self.temperature, "a number >= 0", holds=self.temperature >= 0)
         check_range("top_p", self.top_p, "0 < number <= 1", holds=0 < self.top_p <= 1)
         check_range("top_k", self.top_k, "0 or more", holds=self.top_k >= 0)
         check_range(
-            "repetition_penalty", self.repetition_penalty, "a number > 0", holds=self.repetition_penalty > 0
+            "repetition_penalty",
+            self.repetition_penalty,
+            "a number > 0",
+            holds=self.repetition_penalty > 0,
         )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-import functools
 import inspect
 import types
 import typing
@@ -47,8 +46,7 @@ class Setting:
     section: str
 
 
-@functools.cache
-def settings_of(config: type) -> dict[str, Setting]:
+def settings_of(config: type[Any]) -> dict[str, Setting]:
     """Returns the settings of a dataclass, those of its bases first."""
     hints = typing.get_type_hints(config)
     homes = {

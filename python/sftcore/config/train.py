@@ -166,11 +166,20 @@ class TrainConfig(OutputConfig, OptimizationConfig, TunerConfig, DataConfig, Mod
         for name in ("weight_decay", "max_grad_norm"):
             number = getattr(self, name)
             check_range(name, number, "a number >= 0", holds=number >= 0)
-        for name in ("split_dataset_ratio", "lora_dropout", "adam_beta1", "adam_beta2", "warmup_ratio"):
+        for name in (
+            "split_dataset_ratio",
+            "lora_dropout",
+            "adam_beta1",
+            "adam_beta2",
+            "warmup_ratio",
+        ):
             number = getattr(self, name)
             check_range(name, number, "0 <= number < 1", holds=0 <= number < 1)
         check_range(
-            "max_steps", self.max_steps, "1 or more, or -1", holds=self.max_steps in (-1,) or self.max_steps >= 1
+            "max_steps",
+            self.max_steps,
+            "1 or more, or -1",
+            holds=self.max_steps in (-1,) or self.max_steps >= 1,
         )
         self._check_effects()
 
@@ -178,7 +187,9 @@ class TrainConfig(OutputConfig, OptimizationConfig, TunerConfig, DataConfig, Mod
         if self.tuner_type == "full":
             for name in ("target_modules", "lora_rank", "lora_alpha", "lora_dropout"):
                 if getattr(self, name) != _DEFAULTS[name]:
-                    raise ConfigError(f"--{name} has no effect with --tuner_type full; leave one of them out")
+                    raise ConfigError(
+                        f"--{name} has no effect with --tuner_type full; leave one of them out"
+                    )
         for name in ("model_name", "model_author"):
             if len(getattr(self, name)) > 2:
                 raise ConfigError(f"--{name} takes one name, or a Chinese and an English one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -104,9 +105,11 @@ class BatchLoader:
             return_tensors=return_tensors,
         )
 
-    def _open(self, *, split: Split, split_ratio: float, return_tensors: str, **sharing: Any) -> None:
+    def _open(
+        self, *, split: Split, split_ratio: float, return_tensors: str, **sharing: Any
+    ) -> None:
         seed = sharing["seed"]
-        self._rows = self._index.split_rows(split, split_ratio, seed)
+        self._rows: list[int] = self._index.split_rows(split, split_ratio, seed)
         if not self._rows:
             raise ConfigError(
                 f"split {split} with split_ratio {split_ratio} has no rows; the data set has "
@@ -114,10 +117,8 @@ class BatchLoader:
             )
         self._settings = {"split": split, "split_ratio": split_ratio, **sharing}
         self._return_tensors = return_tensors
-        self._accumulation = sharing["gradient_accumulation_steps"]
-        self._global_batch_size = (
-            sharing["batch_size"] * self._accumulation * sharing["world_size"]
-        )
+        self._accumulation: int = sharing["gradient_accumulation_steps"]
+        self._global_batch_size = sharing["batch_size"] * self._accumulation * sharing["world_size"]
         self._batches = self._index.batches(
             self._rows, pad_token_id=self._encoder.pad_token_id, **sharing
         )
@@ -152,7 +153,8 @@ class BatchLoader:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch."""
-        return -(-len(self._rows) // self._global_batch_size)
+        steps: int = math.ceil(len(self._rows) / self._global_batch_size)
+        return steps
 
     def __len__(self) -> int:
         """Micro-batches of an epoch on this rank."""
@@ -163,8 +165,9 @@ class BatchLoader:
         """What the files came to, and what of it this split has.
 
         `files`, `rows`, `examples`, `tokens`, `trained_tokens`, `longest`, `deleted`,
-        `first_deleted`, `truncated`, `first_truncated`, `tools_not_rendered`, `skipped`, `first_skipped`,
-        `not_sampled` are of all rows of the files; `split_examples`, `split_tokens` and `split_trained_tokens` this split.
+        `first_deleted`, `truncated`, `first_truncated`, `tools_not_rendered`, `skipped`,
+        `first_skipped`, `not_sampled` are of all rows of the files; `split_examples`,
+        `split_tokens` and `split_trained_tokens` of this split.
         """
         tokens, trained = self._index.count_tokens(self._rows)
         return {

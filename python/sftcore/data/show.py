@@ -52,9 +52,7 @@ def render_rows(
         rows = _core.Template(source or "", _SPECIAL_TOKENS).render_file(path, limit)
     shape = _core.Template.shape_of(path)
     return [
-        RenderedRow(
-            line=line, shape=shape, pieces=_pieces(text, segments), num_tokens=num_tokens
-        )
+        RenderedRow(line=line, shape=shape, pieces=_pieces(text, segments), num_tokens=num_tokens)
         for line, text, segments, num_tokens in rows
     ]
 

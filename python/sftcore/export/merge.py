@@ -29,7 +29,9 @@ def merge(config: MergeConfig) -> Path:
     base = base_of(adapters, config.model)
     output = Path(config.output_dir or f"{adapters}-merged")
     if output.exists() and any(output.iterdir()) and not config.overwrite:
-        raise ConfigError(f"--output_dir {output} is not empty; pass --overwrite true or another folder")
+        raise ConfigError(
+            f"--output_dir {output} is not empty; pass --overwrite true or another folder"
+        )
     dtype = "auto" if config.torch_dtype == "auto" else getattr(torch, config.torch_dtype)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     merged = PeftModel.from_pretrained(model, adapters).merge_and_unload()

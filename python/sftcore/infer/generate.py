@@ -61,7 +61,11 @@ class Chat:
         self.config = config
         draws: dict[str, Any] = {}
         if config.temperature > 0:
-            draws = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
+            draws = {
+                "temperature": config.temperature,
+                "top_p": config.top_p,
+                "top_k": config.top_k,
+            }
         self.generation = GenerationConfig(
             max_new_tokens=config.max_new_tokens,
             do_sample=config.temperature > 0,

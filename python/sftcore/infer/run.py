@@ -63,7 +63,9 @@ def read_prompts(path: Path) -> list[list[Message]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise RowError(f"{path}:{number}: not JSON: {error.msg}", path=str(path), line=number) from error
+            raise RowError(
+                f"{path}:{number}: not JSON: {error.msg}", path=str(path), line=number
+            ) from error
         messages = row.get("messages") if isinstance(row, dict) else None
         if isinstance(messages, list) and messages:
             while messages and messages[-1].get("role") == "assistant":
@@ -73,7 +75,9 @@ def read_prompts(path: Path) -> list[list[Message]]:
             questions.append([_user(row["query"])])
         else:
             raise RowError(
-                f'{path}:{number}: a prompt has neither "query" nor "messages"', path=str(path), line=number
+                f'{path}:{number}: a prompt has neither "query" nor "messages"',
+                path=str(path),
+                line=number,
             )
     if not questions:
         raise RowError(f"{path}: the file has no prompts", path=str(path))

@@ -33,5 +33,7 @@ def quieten() -> None:
     """Silences notes of libraries that a user can do nothing about."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(peft|torch|transformers|accelerate)")
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"(peft|torch|transformers|accelerate)"
+    )
     warnings.filterwarnings("ignore", message=".*pin_memory.*")

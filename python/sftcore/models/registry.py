@@ -25,7 +25,8 @@ else:
 def read_registry() -> dict[str, dict[str, Any]]:
     """Returns the short names and what they stand for."""
     path = Path(__file__).with_name("registry.toml")
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    registry: dict[str, dict[str, Any]] = tomllib.loads(path.read_text(encoding="utf-8"))
+    return registry
 
 
 def cache_folder() -> Path:
@@ -89,7 +90,11 @@ def _converted(file: Path, *, repair: str | None) -> Path:
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download  # only a hub id needs the client
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         # weights in safetensors alone: other kinds can run code when they are read

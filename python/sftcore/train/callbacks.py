@@ -48,7 +48,9 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc, unused-ignore]
             console=self.console,
         )
         self.progress.start()
-        self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, log="")
+        self.task = self.progress.add_task(
+            "", total=state.max_steps, completed=state.global_step, log=""
+        )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -66,7 +68,9 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc, unused-ignore]
         **_: Any,
     ) -> None:
         """Shows the newest numbers."""
-        shown = [text.format(float(logs[name])) for name, text in _SHOWN.items() if logs and name in logs]
+        shown = [
+            text.format(float(logs[name])) for name, text in _SHOWN.items() if logs and name in logs
+        ]
         if not shown or not state.is_world_process_zero:
             return
         seconds, steps = time.monotonic() - self.started[0], state.global_step - self.started[1]
@@ -76,7 +80,9 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if self.progress:
             self.progress.update(self.task, log=text)
         if not self.progress or any(name.startswith("eval") for name in logs or ()):
-            self.console.print(f"step {state.global_step}/{state.max_steps}: {text}", soft_wrap=True)
+            self.console.print(
+                f"step {state.global_step}/{state.max_steps}: {text}", soft_wrap=True
+            )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -140,7 +146,9 @@ def draw_loss(history: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure  # a run that draws nothing does not load it
 
     train = [(entry["step"], float(entry["loss"])) for entry in history if "loss" in entry]
-    held_out = [(entry["step"], float(entry["eval_loss"])) for entry in history if "eval_loss" in entry]
+    held_out = [
+        (entry["step"], float(entry["eval_loss"])) for entry in history if "eval_loss" in entry
+    ]
     if not train and not held_out:
         return
     figure = Figure(figsize=(7, 4), layout="constrained")

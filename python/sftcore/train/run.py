@@ -52,17 +52,24 @@ def train(config: TrainConfig) -> dict[str, Any]:
     _check_length(config, base)
     model = apply_tuner(base, config)
     total, trained, _ = count_parameters(model)
-    _say(f"model: {config.model}, {total:,} parameters, {trained:,} trained ({trained / total:.2%})")
+    _say(
+        f"model: {config.model}, {total:,} parameters, {trained:,} trained ({trained / total:.2%})"
+    )
     max_steps = config.max_steps
     if max_steps == -1:
         max_steps = math.ceil(train_loader.steps_per_epoch * config.num_train_epochs)
     run_folder = make_run_folder(config)
     write_args(run_folder, config)
-    arguments = _training_arguments(config, run_folder, train_loader, eval_loader, max_steps, world_size)
+    arguments = _training_arguments(
+        config, run_folder, train_loader, eval_loader, max_steps, world_size
+    )
     if arguments.world_size != world_size:
-        raise SftcoreError(f"asked for {world_size} processes, but Transformers runs {arguments.world_size}")
+        raise SftcoreError(
+            f"asked for {world_size} processes, but Transformers runs {arguments.world_size}"
+        )
+    per_rank = config.accumulation_steps(world_size) * config.per_device_train_batch_size
     _say(
-        f"steps: {max_steps} of {config.accumulation_steps(world_size) * config.per_device_train_batch_size * world_size} "
+        f"steps: {max_steps} of {per_rank * world_size} "
         f"examples, {train_loader.steps_per_epoch} an epoch; learning rate {config.effective_learning_rate:g}; "
         f"output: {run_folder}"
     )
@@ -132,7 +139,10 @@ def _describe_data(train_loader: BatchLoader, eval_loader: BatchLoader | None) -
     ]
     limit = train_loader.encoder.max_length
     warn = [
-        ("deleted", f"rows deleted, over max_length {limit} (the first: {report['first_deleted']})"),
+        (
+            "deleted",
+            f"rows deleted, over max_length {limit} (the first: {report['first_deleted']})",
+        ),
         ("truncated", f"rows cut to max_length {limit} (the first: {report['first_truncated']})"),
         ("skipped", "wrong rows skipped:"),
         ("tools_not_rendered", "rows carry tools that the chat template does not show the model"),
@@ -202,7 +212,7 @@ def _training_arguments(
         # the loader goes on by its own state, nothing is replayed
         "ignore_data_skip": True,
     }
-    names = {field for field in TrainingArguments.__dataclass_fields__}
+    names = set(TrainingArguments.__dataclass_fields__)
     # Transformers 6 drops the first pair of names
     prefix = "activation" if "activation_checkpointing" in names else "gradient"
     arguments[f"{prefix}_checkpointing"] = config.gradient_checkpointing

@@ -119,7 +119,12 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
                 right = (output.logits[:, :-1].argmax(-1) == labels) & trained
                 count = trained.sum()
                 sums += torch.stack(
-                    [output.loss.double() * count, right.sum(), count, torch.tensor(len(labels)).to(count)]
+                    [
+                        output.loss.double() * count,
+                        right.sum(),
+                        count,
+                        torch.tensor(len(labels)).to(count),
+                    ]
                 )
         loss, right, count, examples = self.accelerator.reduce(sums, "sum").tolist()
         metrics = {
@@ -130,7 +135,9 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
             predictions=None, label_ids=None, metrics=metrics, num_samples=int(examples)
         )
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or self.args.output_dir)
         save_tokenizer(self.train_loader.encoder, folder)

@@ -25,7 +25,9 @@ def apply_tuner(model: nn.Module, config: TrainConfig) -> Any:
         targets = "all-linear"
     else:
         linear = {
-            name.rsplit(".", 1)[-1] for name, child in model.named_modules() if isinstance(child, nn.Linear)
+            name.rsplit(".", 1)[-1]
+            for name, child in model.named_modules()
+            if isinstance(child, nn.Linear)
         }
         unknown = [name for name in targets if name.rsplit(".", 1)[-1] not in linear]
         if unknown:
