@@ -29,7 +29,9 @@ def test_help_and_import_are_light() -> None:
         f"print(sorted({heavy} & set(sys.modules)))"
     )
     started = time.perf_counter()
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     seconds = time.perf_counter() - started
     assert result.stdout.splitlines()[-1] == "[]"
     # 0.1 s on an idle machine; the bound leaves room for a busy one
