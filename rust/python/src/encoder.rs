@@ -162,7 +162,8 @@ fn render_file(
             let (row, _) = source.row(span)?;
             let placed = |error: Error| error.in_file(path).on_line(span.line);
             let rendered = core.render(&row).map_err(placed)?;
-            let tokens = count.then(|| core.tokenizer.encode(&rendered.text, false)).transpose().map_err(placed)?;
+            let tokens =
+                count.then(|| core.tokenizer.encode(&rendered.text, false)).transpose().map_err(placed)?;
             let segments = segment_tuples(&rendered.segments);
             Ok((span.line, rendered.text, segments, tokens.map(|tokens| tokens.ids.len())))
         })
