@@ -150,6 +150,8 @@ def _describe_data(train_loader: BatchLoader, eval_loader: BatchLoader | None) -
     for name, text in warn:
         if report[name]:
             lines.append(f"warning: {report[name]:,} of {report['rows']:,} {text}")
+    if report["not_sampled"]:
+        lines.append(f"  {report['not_sampled']:,} rows are not drawn, as #N asks")
     lines += [f"  {text}" for text in report["first_skipped"]]
     if train_loader.encoder.has_chat_template and train_loader.encoder.turn_end is None:
         lines.append(
