@@ -152,7 +152,7 @@ def test_a_missing_file_is_file_not_found(tmp_path: Path, encoder: Encoder) -> N
     with pytest.raises(FileNotFoundError) as caught:
         BatchLoader(path, encoder)
     assert str(caught.value) == (
-        f"{path}: no such file; check the path, or list the bundled data sets with sftcore datasets"
+        f"{path}: no such file; check the path, or name a bundled data set (self-cognition, everyday)"
     )
 
 

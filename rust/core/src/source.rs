@@ -57,7 +57,7 @@ impl Source {
         if !path.exists() {
             return Err(Error::new(
                 ErrorKind::Io(std::io::ErrorKind::NotFound),
-                "no such file; check the path, or list the bundled data sets with sftcore datasets",
+                "no such file; check the path, or name a bundled data set (self-cognition, everyday)",
             )
             .in_file(path));
         }
