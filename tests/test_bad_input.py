@@ -206,7 +206,7 @@ def test_a_broken_tokenizer_says_how_to_save_it_again(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match=r"has no tokenizer\.json; convert a slow tokenizer"):
+    with pytest.raises(TokenizerError, match=r"has no tokenizer\.json; convert it once with"):
         Encoder.from_pretrained(tmp_path)
 
 

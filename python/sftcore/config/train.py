@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -44,6 +45,20 @@ class DataConfig:
     """The longest example, in tokens."""
     truncation_strategy: Literal["delete", "left", "right", "raise"] = "delete"
     """What happens to longer rows: left out and counted, cut on one side and counted, or an error."""
+    train_on: str = "assistant"
+    """What is trained: assistant, last (the answer to the last question), all, or roles (user,assistant)."""
+    train_on_eos: Literal["turn", "last", "none"] = "turn"
+    """Which turns train the token that closes them: every trained turn, the last one, or none."""
+    ignore_empty_think: bool = False
+    """Leaves <think></think> with nothing inside untrained."""
+    reasoning: Literal["keep", "drop"] = "keep"
+    """Reasoning in the rows: rendered as the template does, or taken out."""
+    control_tokens_in_content: Literal["parse", "text"] = "parse"
+    """Control tokens written in a message: the tokens, as in Transformers, or plain text."""
+    chat_template_kwargs: str = "{}"
+    """Arguments for the chat template as JSON, like {"enable_thinking": false}; those of a row go before."""
+    tokenizer_engine: Literal["auto", "reference", "fast"] = "auto"
+    """auto takes the fast engine where it agrees with the tokenizers library on this tokenizer."""
     on_bad_row: Literal["raise", "skip"] = "raise"
     """What happens to a row that is wrong: an error, or left out and counted."""
     model_name: list[str] = field(default_factory=list)
@@ -139,6 +154,7 @@ class TrainConfig(OutputConfig, OptimizationConfig, TunerConfig, DataConfig, Mod
     def __post_init__(self) -> None:
         if not self.dataset:
             raise ConfigError("--dataset is missing: name at least one file or bundled data set")
+        _ = self.template_arguments  # a wrong one is said before anything is loaded
         at_least_one = {
             "max_length": self.max_length - 1,
             "lora_rank": self.lora_rank,
@@ -193,6 +209,24 @@ class TrainConfig(OutputConfig, OptimizationConfig, TunerConfig, DataConfig, Mod
         for name in ("model_name", "model_author"):
             if len(getattr(self, name)) > 2:
                 raise ConfigError(f"--{name} takes one name, or a Chinese and an English one")
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """`chat_template_kwargs` as a dict.
+
+        Raises:
+            ConfigError: It is not a JSON object.
+        """
+        try:
+            arguments = json.loads(self.chat_template_kwargs)
+        except json.JSONDecodeError:
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise ConfigError(
+                f"--chat_template_kwargs {self.chat_template_kwargs} is wrong: expected a JSON object, like "
+                '{"enable_thinking": false}'
+            )
+        return arguments
 
     @property
     def effective_learning_rate(self) -> float:

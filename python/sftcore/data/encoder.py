@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sftcore import _core
 from sftcore._core import Example
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Truncation = Literal["delete", "left", "right", "raise"]
 TEMPLATES = Path(__file__).parent.parent / "templates"
 
-__all__ = ["Encoder", "Example", "load_template"]
+__all__ = ["Encoder", "Example", "Token", "load_template"]
 
 
 def load_template(name: str) -> str | None:
@@ -52,6 +52,28 @@ def load_template(name: str) -> str | None:
     return path.read_text(encoding="utf-8")
 
 
+class Token(NamedTuple):
+    """One token of a row.
+
+    Attributes:
+        id: Its id.
+        token: Its name in the vocabulary.
+        text: What it stands for in the rendered text; of a part of a character, the whole one.
+        span: First byte of that and one past the last, in the UTF-8 of the rendered text.
+        weight: How much its loss counts; 0 is not trained.
+        segment: The segment it begins in, by number.
+        message: The message whose turn that is, by number, where it is a trained turn.
+    """
+
+    id: int
+    token: str
+    text: str
+    span: tuple[int, int]
+    weight: float
+    segment: int | None
+    message: int | None
+
+
 class Encoder:
     """Turns rows into examples with the tokenizer and chat template of a model folder.
 
@@ -66,15 +88,14 @@ class Encoder:
         *,
         folder: Path,
         max_length: int,
-        truncation_strategy: str,
-        system: str | None,
+        settings: dict[str, Any],
     ) -> None:
         self._core = core
         self.folder = folder
         """The model folder."""
         self.max_length = max_length
         """The longest example, in tokens."""
-        self._settings = (truncation_strategy, system)
+        self._settings = settings
 
     @classmethod
     def from_pretrained(
@@ -86,6 +107,13 @@ class Encoder:
         truncation_strategy: Truncation = "delete",
         system: str | None = None,
         num_threads: int | None = None,
+        tokenizer_engine: Literal["auto", "reference", "fast"] = "auto",
+        train_on: str = "assistant",
+        train_on_eos: Literal["turn", "last", "none"] = "turn",
+        ignore_empty_think: bool = False,
+        reasoning: Literal["keep", "drop"] = "keep",
+        control_tokens_in_content: Literal["parse", "text"] = "parse",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Encoder:
         """Reads the tokenizer of a model folder.
 
@@ -98,6 +126,18 @@ class Encoder:
                 them, `left` and `right` cut that side and count them, `raise` is an error.
             system: A system message for conversations that have none.
             num_threads: Threads of `encode_batch`; None takes all cores.
+            tokenizer_engine: `auto` takes the fast engine where it agrees with Hugging Face's
+                `tokenizers` on a probe of this tokenizer, `reference` always the latter, `fast`
+                the fast one or an error.
+            train_on: `assistant`, `last` (what the assistant says after the last message of the
+                user), `all` text, or roles with commas between.
+            train_on_eos: Which turns train the token that closes them: every trained `turn`, the
+                `last` one, or `none`.
+            ignore_empty_think: Leaves `<think></think>` with nothing inside untrained.
+            reasoning: `keep` leaves reasoning to the template, `drop` takes it out of the rows.
+            control_tokens_in_content: Control tokens that stand in the content of a message are
+                `parse`d, as Transformers does, or `text` like any other.
+            chat_template_kwargs: Arguments for the chat template; those of a row go before.
 
         Raises:
             FileNotFoundError: The folder or a file in it is missing.
@@ -110,21 +150,25 @@ class Encoder:
             raise FileNotFoundError(f"{folder}: no such folder with a tokenizer")
         if max_length is not None and max_length < 2:
             raise ConfigError(f"max_length {max_length} is out of range: expected 2 or more")
+        settings: dict[str, Any] = {
+            "max_length": max_length or 2**31,
+            "truncation_strategy": truncation_strategy,
+            "system": system,
+            "train_on": train_on,
+            "train_on_eos": train_on_eos,
+            "ignore_empty_think": ignore_empty_think,
+            "reasoning": reasoning,
+            "control_tokens_in_content": control_tokens_in_content,
+            "chat_template_kwargs": json.dumps(chat_template_kwargs or {}, ensure_ascii=False),
+        }
         core = _core.Encoder(
             path,
             template=load_template(template),
-            max_length=max_length or 2**31,
-            truncation_strategy=truncation_strategy,
-            system=system,
             num_threads=num_threads or available_cores(),
+            tokenizer_engine=tokenizer_engine,
+            **settings,
         )
-        return cls(
-            core,
-            folder=path,
-            max_length=max_length or 2**31,
-            truncation_strategy=truncation_strategy,
-            system=system,
-        )
+        return cls(core, folder=path, max_length=max_length or 2**31, settings=settings)
 
     def encode(self, row: Row) -> Example:
         """Encodes one row, a dict or JSON text in any of the known shapes.
@@ -138,6 +182,28 @@ class Encoder:
     def encode_batch(self, rows: Iterable[Row]) -> list[Example]:
         """Encodes rows in parallel; the same as `[encode(row) for row in rows]`."""
         return self._core.encode_batch([_to_json(row) for row in rows])
+
+    def explain(self, row: Row) -> list[Token]:
+        """Returns the tokens of a row with what each stands for and whether it is trained.
+
+        Raises:
+            RowError: The row is wrong. Its length is not checked.
+            TemplateError: The chat template refuses the row or is missing.
+        """
+        text, tokens = self._core.explain(_to_json(row))
+        encoded = text.encode()
+        return [
+            Token(
+                id=token_id,
+                token=name or "",
+                text=encoded[start:end].decode(),
+                span=(start, end),
+                weight=weight,
+                segment=segment,
+                message=message,
+            )
+            for token_id, name, start, end, weight, segment, message in tokens
+        ]
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False
@@ -169,6 +235,21 @@ class Encoder:
     def has_chat_template(self) -> bool:
         """Whether chats can be rendered."""
         return self._core.chat_template is not None
+
+    @property
+    def tool_use_template(self) -> str | None:
+        """The Jinja source for conversations with tools, where the folder names one of its own."""
+        return self._core.tool_use_template
+
+    @property
+    def tokenizer_engine(self) -> str:
+        """Which engine runs, `fast` or `reference`."""
+        return self._core.tokenizer_engine
+
+    @property
+    def tokenizer_engine_reason(self) -> str | None:
+        """Why the fast engine does not run, where `auto` asked for it."""
+        return self._core.tokenizer_engine_reason
 
     @property
     def turn_end(self) -> str | None:
@@ -205,8 +286,8 @@ class Encoder:
             _core.__version__,
             self._core.tokenizer_hash,
             self._core.chat_template,
-            self.max_length,
-            *self._settings,
+            self._core.tool_use_template,
+            *self._settings.items(),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 

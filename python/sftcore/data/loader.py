@@ -13,7 +13,6 @@ from sftcore.data.encoder import Encoder, available_cores
 from sftcore.errors import ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 Split = Literal["all", "train", "validation"]
@@ -237,24 +236,29 @@ class BatchLoader:
             self._epoch, self._consumed = self._epoch + 1, 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yields the rest of the epoch; then the next epoch begins."""
+        """Yields the rest of the epoch; then the next epoch begins.
+
+        Each batch has `input_ids`, `labels` (-100 where nothing is trained) and `attention_mask`,
+        int64, and `loss_weights`, float32, where a message in it has a weight other than 0 or 1.
+        All have the shape `[examples, longest]`.
+        """
         convert = _converter(self._return_tensors)
         self._batches.start(self._epoch, self._consumed)
         try:
             while (arrays := self._batches.next_batch()) is not None:
                 self._consumed += 1
-                input_ids, labels, attention_mask = map(convert, arrays)
+                names = ("input_ids", "labels", "attention_mask", "loss_weights")
                 yield {
-                    "input_ids": input_ids,
-                    "labels": labels,
-                    "attention_mask": attention_mask,
+                    name: convert(array)
+                    for name, array in zip(names, arrays, strict=True)
+                    if array is not None
                 }
             self._epoch, self._consumed = self._epoch + 1, 0
         finally:
             self._batches.stop()
 
 
-def _converter(return_tensors: str) -> Callable[[NDArray[np.int64]], Any]:
+def _converter(return_tensors: str) -> Callable[[NDArray[Any]], Any]:
     if return_tensors == "np":
         return lambda array: array
     from torch import from_numpy  # only here: the data side runs without torch installed

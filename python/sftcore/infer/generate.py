@@ -49,7 +49,12 @@ class Chat:
         folder = base_of(adapters, config.model) if adapters else resolve_model(str(config.model))
         # a checkpoint carries the tokenizer and the template that its training used
         home = adapters if adapters and (adapters / "tokenizer.json").is_file() else folder
-        self.encoder = Encoder.from_pretrained(home, template=config.template)
+        self.encoder = Encoder.from_pretrained(
+            home,
+            template=config.template,
+            # what training rendered, inference renders
+            chat_template_kwargs=json.loads(read_args(home).get("chat_template_kwargs") or "{}"),
+        )
         self.encoder.chat_template  # noqa: B018  raises where there is none
         model = load_model(folder, torch_dtype=config.torch_dtype)
         if adapters:

@@ -65,3 +65,7 @@ def save_tokenizer(encoder: Encoder, folder: Path) -> None:
             shutil.copyfile(source, folder / name)
     if encoder.has_chat_template:
         (folder / "chat_template.jinja").write_text(encoder.chat_template, encoding="utf-8")
+    if encoder.tool_use_template is not None:
+        named = folder / "additional_chat_templates"
+        named.mkdir(exist_ok=True)
+        (named / "tool_use.jinja").write_text(encoder.tool_use_template, encoding="utf-8")

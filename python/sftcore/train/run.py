@@ -44,7 +44,16 @@ def train(config: TrainConfig) -> dict[str, Any]:
         max_length=config.max_length,
         truncation_strategy=config.truncation_strategy,
         system=config.system,
+        tokenizer_engine=config.tokenizer_engine,
+        train_on=config.train_on,
+        train_on_eos=config.train_on_eos,
+        ignore_empty_think=config.ignore_empty_think,
+        reasoning=config.reasoning,
+        control_tokens_in_content=config.control_tokens_in_content,
+        chat_template_kwargs=config.template_arguments,
     )
+    if encoder.tokenizer_engine_reason:
+        _say(f"tokenizer: the reference engine, as {encoder.tokenizer_engine_reason}")
     train_loader, eval_loader = _open_loaders(config, encoder, world_size)
     _say(_describe_data(train_loader, eval_loader))
     set_seed(config.seed)

@@ -76,10 +76,38 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The model's own loss, of the columns from the first trained token on."""
+        """The model's own loss, of the columns from the first trained token on.
+
+        Where tokens have weights, it is the sum of weighted losses over the number of trained tokens,
+        so that a weight of 2 counts twice and does not change what other tokens count.
+        """
+        weights = inputs.pop("loss_weights", None)
+        if weights is not None:
+            return self._weighted_loss(model, inputs, weights, num_items_in_batch, return_outputs)
         if self.can_keep_logits:
             inputs = keep_trained_columns(inputs)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _weighted_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        weights: torch.Tensor,
+        num_items: torch.Tensor | int | None,
+        return_outputs: bool,
+    ) -> Any:
+        labels = inputs["labels"][:, 1:]
+        rest = {name: value for name, value in inputs.items() if name != "labels"}
+        outputs = model(**rest)
+        losses = torch.nn.functional.cross_entropy(
+            outputs.logits[:, :-1].float().transpose(1, 2), labels, reduction="none"
+        )
+        count = num_items if num_items is not None else (labels != -100).sum()
+        loss = (losses * weights[:, 1:]).sum() / count
+        if num_items is not None and self.args.average_tokens_across_devices:
+            # the count is that of all ranks, and gradients are averaged over them
+            loss = loss * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
 
     def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """The micro-batches of this rank, epoch after epoch."""
@@ -103,7 +131,7 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         ignore_keys: list[str] | None = None,  # noqa: ARG002
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Loss and accuracy over all trained tokens, not a mean of means."""
+        """Loss and accuracy over all trained tokens, not a mean of means; weights do not enter."""
         model = self.model
         model.eval()
         # loss, right tokens, tokens, examples
@@ -111,6 +139,7 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         with torch.no_grad():
             for batch in dataloader:
                 inputs = self._prepare_inputs(batch)
+                inputs.pop("loss_weights", None)
                 labels = inputs["labels"][:, 1:]
                 trained = labels != -100
                 if not trained.any():

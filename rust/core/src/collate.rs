@@ -9,7 +9,7 @@ use crate::encode::Example;
 pub const IGNORED: i64 = -100;
 
 /// A padded micro-batch; each array has `rows * width` values, row by row.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Batch {
     /// Number of examples.
     pub rows: usize,
@@ -21,6 +21,8 @@ pub struct Batch {
     pub attention_mask: Vec<i64>,
     /// The token id where it is trained, else [`IGNORED`].
     pub labels: Vec<i64>,
+    /// How much the loss of each token counts; empty where all trained tokens count 1.
+    pub loss_weights: Vec<f32>,
 }
 
 impl Batch {
@@ -35,7 +37,11 @@ impl Batch {
             input_ids: vec![i64::from(pad_token_id); rows * width],
             attention_mask: vec![0; rows * width],
             labels: vec![IGNORED; rows * width],
+            loss_weights: Vec::new(),
         };
+        if examples.iter().any(|example| !example.loss_weights.is_empty()) {
+            batch.loss_weights = vec![0.0; rows * width];
+        }
         for (row, example) in examples.iter().enumerate() {
             for (column, (&id, &trained)) in example.input_ids.iter().zip(&example.loss_mask).enumerate() {
                 let at = row * width + column;
@@ -43,6 +49,9 @@ impl Batch {
                 batch.attention_mask[at] = 1;
                 if trained {
                     batch.labels[at] = i64::from(id);
+                    if let Some(weight) = batch.loss_weights.get_mut(at) {
+                        *weight = example.loss_weights.get(column).copied().unwrap_or(1.0);
+                    }
                 }
             }
         }
@@ -63,6 +72,7 @@ mod tests {
             input_ids: ids.to_vec(),
             loss_mask: ids.iter().map(|&id| id != 5).collect(),
             full_length: ids.len(),
+            ..Example::default()
         };
         let batch = Batch::new(&[example(&[5, 7, 2]), example(&[5, 2])], 2);
         assert_eq!(batch.input_ids, [5, 7, 2, 5, 2, 2]);

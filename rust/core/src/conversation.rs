@@ -54,8 +54,10 @@ pub struct Message {
     pub role: &'static str,
     /// The text, where there is one; `None` is JSON `null`.
     pub content: Option<String>,
-    /// Whether the row lets this message be trained; only asked of assistant messages.
-    pub trained: bool,
+    /// The content as a list of text parts, where the row has it so; `content` is their text.
+    pub parts: Option<Vec<Value>>,
+    /// How much the loss of its tokens counts, where its role is trained: 1 unless the row says else.
+    pub weight: f32,
     /// All other keys as they were written (`tool_calls`, `reasoning_content`, `name`, …).
     pub extra: Map<String, Value>,
 }
@@ -193,9 +195,24 @@ impl Row {
 }
 
 impl Message {
+    /// Takes the reasoning of an assistant out: its key, or a leading `<think>` block of its content.
+    pub fn drop_reasoning(&mut self) {
+        if self.role != "assistant" {
+            return;
+        }
+        for key in ["reasoning_content", "reasoning", "thinking"] {
+            self.extra.shift_remove(key);
+        }
+        let block = self.content.as_deref().and_then(|text| text.trim_start().strip_prefix("<think>"));
+        if let Some((_, answer)) = block.and_then(|block| block.split_once("</think>")) {
+            self.content = Some(answer.trim_start().to_owned());
+            self.parts = None;
+        }
+    }
+
     /// A message of text alone.
     pub fn new(role: &'static str, content: impl Into<String>) -> Self {
-        Self { role, content: Some(content.into()), trained: true, extra: Map::new() }
+        Self { role, content: Some(content.into()), parts: None, weight: 1.0, extra: Map::new() }
     }
 
     /// The tool calls of an assistant message, where it makes any.
@@ -394,8 +411,10 @@ fn parse_message(message: Value, name: &str, pointer: &str) -> Result<Message> {
             ));
         }
     };
-    let content = parse_content(object.shift_remove(content_key), name, &format!("{pointer}/{content_key}"))?;
-    let trained = take_trained(&mut object, name, pointer)?;
+    let written = object.shift_remove(content_key);
+    let parts = written.as_ref().and_then(Value::as_array).cloned();
+    let content = parse_content(written, name, &format!("{pointer}/{content_key}"))?;
+    let weight = take_weight(&mut object, name, pointer)?;
     let calls = object.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty());
     if content.as_deref().is_none_or(|text| text.trim().is_empty()) {
         if content.is_none() && !calls {
@@ -404,7 +423,7 @@ fn parse_message(message: Value, name: &str, pointer: &str) -> Result<Message> {
                 format!("{name}.{content_key} is null; expected a string, or tool_calls beside it"),
             ));
         }
-        if role == "assistant" && !calls && trained {
+        if role == "assistant" && !calls && weight > 0.0 {
             return Err(Error::row(
                 format!("{pointer}/{content_key}"),
                 format!(
@@ -414,7 +433,7 @@ fn parse_message(message: Value, name: &str, pointer: &str) -> Result<Message> {
             ));
         }
     }
-    Ok(Message { role, content, trained, extra: object })
+    Ok(Message { role, content, parts, weight, extra: object })
 }
 
 fn missing_key(object: &Map<String, Value>, name: &str, pointer: &str, key: &str) -> Error {
@@ -459,10 +478,10 @@ fn parse_function_call(
     }
     let calls =
         calls.into_iter().map(|call| serde_json::json!({"type": "function", "function": call})).collect();
-    let trained = take_trained(&mut object, name, &pointer)?;
+    let weight = take_weight(&mut object, name, &pointer)?;
     object.insert("tool_calls".to_owned(), Value::Array(calls));
     object.insert(VERBATIM_CALL.to_owned(), Value::String(text));
-    Ok(Message { role: "assistant", content: None, trained, extra: object })
+    Ok(Message { role: "assistant", content: None, parts: None, weight, extra: object })
 }
 
 /// Where a `function_call` message keeps the text of its call, for templates that cannot render one.
@@ -498,25 +517,30 @@ fn parse_content(content: Option<Value>, name: &str, pointer: &str) -> Result<Op
     }
 }
 
-/// Reads and removes the per-message loss switches of the field: `loss`, `loss_weight`, `loss_scale`, `weight`.
-fn take_trained(object: &mut Map<String, Value>, name: &str, pointer: &str) -> Result<bool> {
-    let mut trained = true;
+/// Reads and removes the per-message weights of the field: `loss`, `loss_weight`, `loss_scale`, `weight`.
+fn take_weight(object: &mut Map<String, Value>, name: &str, pointer: &str) -> Result<f32> {
+    let mut weight = 1.0;
     for key in ["loss", "loss_weight", "loss_scale", "weight"] {
         let Some(value) = object.shift_remove(key) else { continue };
-        trained &= match value {
-            Value::Null => true,
-            Value::Bool(on) => on,
-            Value::Number(ref weight) if weight.as_f64() == Some(1.0) => true,
-            Value::Number(ref weight) if weight.as_f64() == Some(0.0) => false,
-            other => {
-                return Err(Error::row(
-                    format!("{pointer}/{key}"),
-                    format!("{name}.{key} is {other}; expected true, false, 1 or 0"),
-                ));
+        let factor = match value {
+            Value::Null | Value::Bool(true) => Some(1.0),
+            Value::Bool(false) => Some(0.0),
+            Value::Number(ref number) => {
+                number.as_f64().filter(|number| (0.0..=f64::from(f32::MAX)).contains(number))
             }
+            _ => None,
         };
+        let Some(factor) = factor else {
+            return Err(Error::row(
+                format!("{pointer}/{key}"),
+                format!("{name}.{key} is {value}; expected true, false, or a weight of 0 or more"),
+            ));
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "the loss is computed in 32 bits")]
+        let factor = factor as f32;
+        weight *= factor;
     }
-    Ok(trained)
+    Ok(weight)
 }
 
 fn push_query(messages: &mut Vec<Message>, mut object: Map<String, Value>, shape: Shape) -> Result<()> {

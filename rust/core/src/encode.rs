@@ -4,10 +4,13 @@
 //! `return_assistant_tokens_mask` does for a token astride a border. A row over `max_length` is
 //! deleted, cut or refused by [`Truncation`]; never in silence: the outcome says which.
 
+use std::borrow::Cow;
 use std::str::FromStr;
 
+use serde_json::{Map, Value};
+
 use crate::conversation::{Conversation, Message, Row};
-use crate::template::{ChatTemplate, Rendered, Segment};
+use crate::template::{ChatTemplate, Controls, Reasoning, Rendered, Segment};
 use crate::tokenizer::{TokenizerEngine, Tokens};
 use crate::{Error, ErrorKind, Result};
 
@@ -41,19 +44,48 @@ impl FromStr for Truncation {
     }
 }
 
+/// What a control token inside the content of a message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ControlTokens {
+    /// The token, as in Transformers.
+    #[default]
+    Parse,
+    /// Text like any other.
+    Text,
+}
+
+impl FromStr for ControlTokens {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "parse" => Ok(Self::Parse),
+            "text" => Ok(Self::Text),
+            _ => Err(Error::new(
+                ErrorKind::Config,
+                format!("control_tokens_in_content \"{name}\" is unknown; expected parse or text"),
+            )),
+        }
+    }
+}
+
 /// A row ready for the model.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Example {
     /// Token ids.
     pub input_ids: Vec<u32>,
     /// Whether each token is trained; as long as `input_ids`.
     pub loss_mask: Vec<bool>,
+    /// How much the loss of each token counts; empty where trained tokens count 1.
+    pub loss_weights: Vec<f32>,
+    /// Control tokens inside the contents of messages, parsed or (`ControlTokens::Text`) not.
+    pub control_tokens: usize,
     /// The number of tokens before truncation.
     pub full_length: usize,
 }
 
 /// What became of a row.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
     /// It is trained, perhaps cut (`full_length` tells).
     Example(Example),
@@ -67,6 +99,8 @@ pub struct Encoder {
     pub tokenizer: Box<dyn TokenizerEngine>,
     /// The chat template; without one only documents can be encoded.
     pub template: Option<ChatTemplate>,
+    /// The one for conversations with tools, where the folder names one.
+    pub tool_use_template: Option<ChatTemplate>,
     /// The longest example, in tokens.
     pub max_length: usize,
     /// What happens to longer ones.
@@ -75,6 +109,14 @@ pub struct Encoder {
     pub system: Option<String>,
     /// The text that ends a document.
     pub eos_token: Option<String>,
+    /// What is trained.
+    pub controls: Controls,
+    /// Control tokens inside contents.
+    pub control_tokens: ControlTokens,
+    /// The control tokens of `tokenizer`.
+    pub special_tokens: ControlTokenSet,
+    /// Arguments for the chat template, under those of a row.
+    pub chat_template_kwargs: Map<String, Value>,
 }
 
 impl Encoder {
@@ -86,18 +128,16 @@ impl Encoder {
                 Ok(Rendered::document(format!("{text}{eos}")))
             }
             Row::Chat(conversation) => {
-                let template = self.template()?;
-                match self.with_system(conversation) {
-                    Some(conversation) => template.render_segments(&conversation),
-                    None => template.render_segments(conversation),
-                }
+                let conversation = self.prepare(conversation);
+                self.template_for(&conversation)?.render_segments(&conversation, &self.controls)
             }
         }
     }
 
-    /// The chat template, or an error that says how to get one.
-    pub fn template(&self) -> Result<&ChatTemplate> {
-        self.template.as_ref().ok_or_else(|| {
+    /// The chat template for `conversation`, or an error that says how to get one.
+    pub fn template_for(&self, conversation: &Conversation) -> Result<&ChatTemplate> {
+        let tool_use = self.tool_use_template.as_ref().filter(|_| conversation.tools.is_some());
+        tool_use.or(self.template.as_ref()).ok_or_else(|| {
             Error::new(
                 ErrorKind::Template,
                 "the tokenizer has no chat template, so a chat cannot be rendered; pass --template default (for \
@@ -106,23 +146,29 @@ impl Encoder {
         })
     }
 
-    /// `conversation` with the run's system message, where it applies.
-    pub fn with_system(&self, conversation: &Conversation) -> Option<Conversation> {
-        let system = self.system.as_ref()?;
-        if conversation.messages.first().is_some_and(|message| message.role == "system") {
-            return None;
+    /// `conversation` with what the settings of the run add to it and take from it.
+    pub fn prepare<'c>(&self, conversation: &'c Conversation) -> Cow<'c, Conversation> {
+        let mut conversation = Cow::Borrowed(conversation);
+        let has_system = conversation.messages.first().is_some_and(|message| message.role == "system");
+        if let Some(system) = self.system.as_ref().filter(|_| !has_system) {
+            conversation.to_mut().messages.insert(0, Message::new("system", system.as_str()));
         }
-        let mut conversation = conversation.clone();
-        conversation.messages.insert(0, Message::new("system", system.as_str()));
-        Some(conversation)
+        if self.controls.reasoning == Reasoning::Drop {
+            conversation.to_mut().messages.iter_mut().for_each(Message::drop_reasoning);
+        }
+        for (name, value) in &self.chat_template_kwargs {
+            if !conversation.chat_template_kwargs.contains_key(name) {
+                conversation.to_mut().chat_template_kwargs.insert(name.clone(), value.clone());
+            }
+        }
+        conversation
     }
 
     /// Encodes `row` whole, whatever its length.
     pub fn encode_full(&self, row: &Row) -> Result<(Rendered, Example)> {
         let rendered = self.render(row)?;
-        // a chat template writes its own special tokens; a document gets what the tokenizer adds
-        let tokens = self.tokenizer.encode(&rendered.text, matches!(row, Row::Text(_)))?;
-        let loss_mask = mask(&tokens, &rendered.segments);
+        let tokens = self.tokenize(row, &rendered)?;
+        let (loss_mask, loss_weights) = mask(&tokens, &rendered.segments);
         let full_length = tokens.ids.len();
         if !loss_mask.contains(&true) {
             return Err(Error::row(
@@ -133,7 +179,50 @@ impl Encoder {
                 ),
             ));
         }
-        Ok((rendered, Example { input_ids: tokens.ids, loss_mask, full_length }))
+        let control_tokens = self.count_control_tokens(&rendered, &tokens);
+        let example = Example { input_ids: tokens.ids, loss_mask, loss_weights, control_tokens, full_length };
+        Ok((rendered, example))
+    }
+
+    /// The tokens of a rendered row.
+    pub fn tokenize(&self, row: &Row, rendered: &Rendered) -> Result<Tokens> {
+        if self.control_tokens == ControlTokens::Text && matches!(row, Row::Chat(_)) {
+            if rendered.has_lost_content && self.has_control_token(&rendered.text) {
+                return Err(Error::row(
+                    "",
+                    "the chat template changes the content of a message, so control tokens in it cannot be told \
+                     from those of the template; choose --control_tokens_in_content parse, or skip the row",
+                ));
+            }
+            return self.tokenizer.encode_plain(&rendered.text, &rendered.contents);
+        }
+        // a chat template writes its own special tokens; a document gets what the tokenizer adds
+        self.tokenizer.encode(&rendered.text, matches!(row, Row::Text(_)))
+    }
+
+    fn has_control_token(&self, text: &str) -> bool {
+        self.special_tokens.texts().any(|token| text.contains(token))
+    }
+
+    /// Control tokens that begin inside a content.
+    fn count_control_tokens(&self, rendered: &Rendered, tokens: &Tokens) -> usize {
+        if self.control_tokens == ControlTokens::Text {
+            let contents = rendered.contents.iter().map(|&(start, end)| &rendered.text[start..end]);
+            let special = &self.special_tokens;
+            return contents
+                .map(|text| special.texts().map(|token| text.matches(token).count()).sum::<usize>())
+                .sum();
+        }
+        let mut contents = rendered.contents.iter().peekable();
+        let special =
+            tokens.ids.iter().zip(&tokens.spans).filter(|(id, _)| self.special_tokens.contains(**id));
+        special
+            .filter(|(_, span)| {
+                let start = span.0 as usize;
+                while contents.next_if(|(_, end)| *end <= start).is_some() {}
+                contents.peek().is_some_and(|(from, _)| *from <= start)
+            })
+            .count()
     }
 
     /// Encodes `row` and applies `max_length`.
@@ -163,10 +252,12 @@ impl Encoder {
             Truncation::Left => {
                 example.input_ids.drain(..surplus);
                 example.loss_mask.drain(..surplus);
+                example.loss_weights.drain(..surplus.min(example.loss_weights.len()));
             }
             Truncation::Right => {
                 example.input_ids.truncate(self.max_length);
                 example.loss_mask.truncate(self.max_length);
+                example.loss_weights.truncate(self.max_length);
             }
         }
         // the first token of a row predicts nothing before it, so it alone trains nothing
@@ -184,26 +275,58 @@ impl Encoder {
     }
 }
 
-/// Whether each token shares a byte with a trained segment. Both lists are in order of the text;
-/// a token without bytes (added by the tokenizer itself) counts to the segment at its place.
-fn mask(tokens: &Tokens, segments: &[Segment]) -> Vec<bool> {
+/// Whether each token shares a byte with a trained segment, and the highest weight among those it
+/// does, unless all are 0 or 1. Both lists are in order of the text; a token without bytes (added by
+/// the tokenizer itself) counts to the segment at its place.
+fn mask(tokens: &Tokens, segments: &[Segment]) -> (Vec<bool>, Vec<f32>) {
     let mut at = 0;
     let mut loss_mask = Vec::with_capacity(tokens.ids.len());
+    let is_plain = |segment: &Segment| segment.weight.to_bits() == 1f32.to_bits() || !segment.is_trained();
+    let is_weighted = !segments.iter().all(is_plain);
+    let mut loss_weights = Vec::new();
     for &(start, end) in &tokens.spans {
         let (start, end) = (start as usize, end as usize);
-        if start == end {
+        let weight = if start == end {
             // an added token: trained at the end of a document (eos), never at its start (bos)
-            loss_mask.push(
-                start > 0 && segments.last().is_some_and(|segment| segment.trained && end >= segment.end),
-            );
-            continue;
+            segments.last().filter(|segment| start > 0 && end >= segment.end).map_or(0.0, |last| last.weight)
+        } else {
+            while at + 1 < segments.len() && segments[at].end <= start {
+                at += 1;
+            }
+            let shared = segments[at..].iter().take_while(|segment| segment.start < end);
+            shared.map(|segment| segment.weight).fold(0.0, f32::max)
+        };
+        loss_mask.push(weight > 0.0);
+        if is_weighted {
+            loss_weights.push(weight);
         }
-        while at + 1 < segments.len() && segments[at].end <= start {
-            at += 1;
-        }
-        let trained =
-            segments[at..].iter().take_while(|segment| segment.start < end).any(|segment| segment.trained);
-        loss_mask.push(trained);
     }
-    loss_mask
+    (loss_mask, loss_weights)
+}
+
+/// The control tokens of a tokenizer, by id.
+pub struct ControlTokenSet {
+    is_special: Vec<bool>,
+    texts: Vec<String>,
+}
+
+impl ControlTokenSet {
+    /// Those of `tokenizer`.
+    pub fn new(tokenizer: &dyn TokenizerEngine) -> Self {
+        let tokens = tokenizer.special_tokens();
+        let size = tokens.iter().map(|(id, _)| *id as usize + 1).max().unwrap_or_default();
+        let mut is_special = vec![false; size];
+        for (id, _) in &tokens {
+            is_special[*id as usize] = true;
+        }
+        Self { is_special, texts: tokens.into_iter().map(|(_, text)| text).collect() }
+    }
+
+    fn contains(&self, id: u32) -> bool {
+        self.is_special.get(id as usize).copied().unwrap_or(false)
+    }
+
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        self.texts.iter().map(String::as_str)
+    }
 }

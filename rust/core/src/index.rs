@@ -75,6 +75,8 @@ pub struct Report {
     pub first_truncated: Option<String>,
     /// Rows whose tools the chat template does not render.
     pub tools_not_rendered: u64,
+    /// Control tokens inside the contents of messages, over all examples.
+    pub control_tokens_in_content: u64,
     /// Rows left out because they are wrong.
     pub skipped: u64,
     /// The first few of them, each as the error it would have been.
@@ -101,6 +103,8 @@ pub struct IndexedRow {
     pub truncated: bool,
     /// Whether it has tools that are not rendered.
     pub tools_not_rendered: bool,
+    /// Control tokens in its contents.
+    pub control_tokens: usize,
     /// Why it is left out, where it is wrong.
     pub error: Option<Error>,
     /// Its place, as `file:line`.
@@ -151,15 +155,17 @@ impl ShapedSource {
     pub fn index_row(&self, encoder: &Encoder, file: u32, span: RowSpan) -> Result<IndexedRow> {
         let (row, bytes) = self.row(span)?;
         let outcome = encoder.encode(&row).map_err(|error| placed(error, &self.source, span, &bytes))?;
-        let tools_not_rendered = match (&row, &encoder.template) {
-            (Row::Chat(conversation), Some(template)) => {
-                conversation.tools.is_some() && !template.renders_tools()
+        let tools_not_rendered = match &row {
+            Row::Chat(conversation) => {
+                conversation.tools.is_some() && !encoder.template_for(conversation)?.renders_tools()
             }
-            _ => false,
+            Row::Text(_) => false,
         };
+        let mut control_tokens = 0;
         let (record, truncated) = match outcome {
             Outcome::Deleted(_) => (None, false),
             Outcome::Example(example) => {
+                control_tokens = example.control_tokens;
                 let trained = example.loss_mask.iter().filter(|&&trained| trained).count();
                 let record = Record {
                     file,
@@ -171,7 +177,7 @@ impl ShapedSource {
                 (Some(record), example.full_length > example.input_ids.len())
             }
         };
-        Ok(IndexedRow { record, truncated, tools_not_rendered, error: None, line: span.line })
+        Ok(IndexedRow { record, truncated, tools_not_rendered, control_tokens, error: None, line: span.line })
     }
 
     /// The same, with a wrong row as `on_bad_row` says.
@@ -191,6 +197,7 @@ impl ShapedSource {
                     record: None,
                     truncated: false,
                     tools_not_rendered: false,
+                    control_tokens: 0,
                     error: Some(error),
                     line: span.line,
                 })
@@ -223,6 +230,7 @@ impl Report {
         let place = || Some(format!("{}:{}", path.display(), row.line));
         self.rows += 1;
         self.tools_not_rendered += u64::from(row.tools_not_rendered);
+        self.control_tokens_in_content += row.control_tokens as u64;
         if let Some(error) = &row.error {
             self.skipped += 1;
             if self.first_skipped.len() < FIRST_SKIPPED {

@@ -6,37 +6,32 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::template::SpecialTokens;
-use crate::tokenizer::{ReferenceTokenizer, TokenizerEngine};
+use crate::tokenizer::{EngineChoice, Opened, open};
 use crate::{Error, ErrorKind, Result};
 
 /// The tokenizer side of a model folder.
 pub struct Pretrained {
-    /// The reference engine on `tokenizer.json`.
-    pub tokenizer: ReferenceTokenizer,
+    /// The engine on `tokenizer.json`.
+    pub tokenizer: Opened,
     /// Special tokens by name, and all control tokens.
     pub special_tokens: SpecialTokens,
     /// The model's own chat template, where it has one.
     pub chat_template: Option<String>,
+    /// The one named `tool_use`, which Transformers takes for conversations with tools.
+    pub tool_use_template: Option<String>,
     /// A hash of the bytes of `tokenizer.json`.
     pub tokenizer_hash: u64,
 }
 
 impl Pretrained {
     /// Reads `folder`.
-    pub fn from_folder(folder: &Path) -> Result<Self> {
+    pub fn from_folder(folder: &Path, choice: EngineChoice) -> Result<Self> {
         let path = folder.join("tokenizer.json");
         if !path.is_file() {
-            return Err(Error::new(
-                ErrorKind::Tokenizer,
-                format!(
-                    "{} has no tokenizer.json; convert a slow tokenizer with \
-                     AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(...)",
-                    folder.display()
-                ),
-            ));
+            return Err(missing(folder));
         }
         let bytes = read(&path)?;
-        let tokenizer = ReferenceTokenizer::from_bytes(&bytes).map_err(|error| error.in_file(&path))?;
+        let tokenizer = open(&bytes, choice).map_err(|error| error.in_file(&path))?;
         let config = read_object(&folder.join("tokenizer_config.json"))?;
         let older = read_object(&folder.join("special_tokens_map.json"))?;
         let mut named = Vec::new();
@@ -53,14 +48,37 @@ impl Pretrained {
                 named.push((key.clone(), text.to_owned()));
             }
         }
-        let texts = tokenizer.special_tokens();
+        let texts = tokenizer.engine.special_tokens().into_iter().map(|(_, text)| text).collect();
         Ok(Self {
             tokenizer,
             special_tokens: SpecialTokens { named, texts },
-            chat_template: chat_template(folder, &config)?,
+            chat_template: chat_template(folder, &config, "default")?,
+            tool_use_template: chat_template(folder, &config, "tool_use")?,
             tokenizer_hash: xxhash_rust::xxh3::xxh3_64(&bytes),
         })
     }
+}
+
+/// What to do about a folder without `tokenizer.json`: there may be a slow tokenizer to convert.
+fn missing(folder: &Path) -> Error {
+    const SLOW: [(&str, &str); 5] = [
+        ("tokenizer.model", "a SentencePiece model"),
+        ("spiece.model", "a SentencePiece model"),
+        ("vocab.json", "the vocabulary of a slow BPE tokenizer"),
+        ("qwen.tiktoken", "a tiktoken vocabulary"),
+        ("vocab.txt", "the vocabulary of a slow WordPiece tokenizer"),
+    ];
+    let found = SLOW.into_iter().find(|(file, _)| folder.join(file).is_file());
+    let what = found.map_or(String::new(), |(file, kind)| format!(" but {file}, {kind}"));
+    Error::new(
+        ErrorKind::Tokenizer,
+        format!(
+            "{0} has no tokenizer.json{what}; convert it once with python -c \"from transformers import AutoTokenizer; \
+             AutoTokenizer.from_pretrained('{0}', use_fast=True).save_pretrained('{0}')\" (for a SentencePiece model \
+             this needs pip install sentencepiece protobuf)",
+            folder.display()
+        ),
+    )
 }
 
 impl SpecialTokens {
@@ -70,10 +88,13 @@ impl SpecialTokens {
     }
 }
 
-/// `chat_template.jinja`, else the `chat_template` of the configuration: a text, or named templates of
-/// which `default` is the one for chats.
-fn chat_template(folder: &Path, config: &Map<String, Value>) -> Result<Option<String>> {
-    let path = folder.join("chat_template.jinja");
+/// The template called `name`: `chat_template.jinja` (the `default`) or `additional_chat_templates/NAME.jinja`,
+/// else from the `chat_template` of the configuration, a text (the `default`) or named templates.
+fn chat_template(folder: &Path, config: &Map<String, Value>, name: &str) -> Result<Option<String>> {
+    let path = match name {
+        "default" => folder.join("chat_template.jinja"),
+        other => folder.join("additional_chat_templates").join(format!("{other}.jinja")),
+    };
     if path.is_file() {
         let bytes = read(&path)?;
         return String::from_utf8(bytes)
@@ -81,11 +102,11 @@ fn chat_template(folder: &Path, config: &Map<String, Value>) -> Result<Option<St
             .map_err(|_| Error::new(ErrorKind::Template, "not UTF-8").in_file(&path));
     }
     Ok(match config.get("chat_template") {
-        Some(Value::String(source)) => Some(source.clone()),
-        Some(Value::Object(named)) => named.get("default").and_then(Value::as_str).map(str::to_owned),
+        Some(Value::String(source)) if name == "default" => Some(source.clone()),
+        Some(Value::Object(named)) => named.get(name).and_then(Value::as_str).map(str::to_owned),
         Some(Value::Array(list)) => list
             .iter()
-            .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))
+            .find(|entry| entry.get("name").and_then(Value::as_str) == Some(name))
             .and_then(|entry| entry.get("template")?.as_str())
             .map(str::to_owned),
         _ => None,

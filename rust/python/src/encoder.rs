@@ -7,16 +7,19 @@ use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
 use sftcore::collate::IGNORED;
 use sftcore::conversation::{Conversation, Row, Shape};
-use sftcore::encode::Truncation;
+use sftcore::encode::{ControlTokenSet, ControlTokens, Truncation};
 use sftcore::pipeline::{Next, Ordered, PATIENCE, worker_panicked};
 use sftcore::pretrained::Pretrained;
-use sftcore::template::{ChatTemplate, Segment, SpecialTokens};
+use sftcore::template::{ChatTemplate, Controls, Segment, SpecialTokens};
+use sftcore::tokenizer::EngineChoice;
 use sftcore::{Error, ErrorKind};
 
 use crate::errors::{enter_core, to_python};
 
 /// `(start, end, trained)` in bytes of the text.
 type SegmentTuple = (usize, usize, bool);
+/// Id, token as the vocabulary has it, start and end in bytes of the text, weight, segment, message.
+type TokenTuple = (u32, Option<String>, usize, usize, f32, Option<usize>, Option<usize>);
 /// Line, text, segments and, with a tokenizer, the number of tokens.
 type RenderedRow = (u64, String, Vec<SegmentTuple>, Option<usize>);
 
@@ -25,14 +28,18 @@ pub(crate) struct Encoder {
     pub(crate) core: Arc<sftcore::encode::Encoder>,
     special_tokens: SpecialTokens,
     tokenizer_hash: u64,
+    is_fast: bool,
+    engine_reason: Option<String>,
     num_threads: usize,
 }
 
 #[pymethods]
 impl Encoder {
-    /// `template` is Jinja source and stands before the folder's own.
+    /// `template` is Jinja source and stands before the folder's own; `chat_template_kwargs` is JSON.
     #[new]
-    #[pyo3(signature = (folder, *, template, max_length, truncation_strategy, system, num_threads))]
+    #[pyo3(signature = (folder, *, template, max_length, truncation_strategy, system, num_threads, tokenizer_engine,
+        train_on, train_on_eos, ignore_empty_think, reasoning, control_tokens_in_content, chat_template_kwargs))]
+    #[expect(clippy::too_many_arguments, reason = "the settings of an encoder, one to one")]
     fn new(
         py: Python<'_>,
         folder: PathBuf,
@@ -41,25 +48,45 @@ impl Encoder {
         truncation_strategy: &str,
         system: Option<String>,
         num_threads: usize,
+        tokenizer_engine: &str,
+        train_on: &str,
+        train_on_eos: &str,
+        ignore_empty_think: bool,
+        reasoning: &str,
+        control_tokens_in_content: &str,
+        chat_template_kwargs: &str,
     ) -> PyResult<Self> {
         enter_core(py, || {
-            let pretrained = Pretrained::from_folder(&folder)?;
-            let template = template
-                .or(pretrained.chat_template)
-                .map(|source| ChatTemplate::new(&source, pretrained.special_tokens.clone()))
-                .transpose()?;
+            let pretrained = Pretrained::from_folder(&folder, tokenizer_engine.parse::<EngineChoice>()?)?;
+            let compile = |source: &String| ChatTemplate::new(source, pretrained.special_tokens.clone());
+            // a template that was chosen stands for all of the folder's
+            let own = if template.is_some() { None } else { pretrained.tool_use_template.as_ref() };
+            let template =
+                template.as_ref().or(pretrained.chat_template.as_ref()).map(compile).transpose()?;
             let core = sftcore::encode::Encoder {
-                tokenizer: Box::new(pretrained.tokenizer),
+                special_tokens: ControlTokenSet::new(&*pretrained.tokenizer.engine),
                 template,
+                tool_use_template: own.map(compile).transpose()?,
                 max_length,
                 truncation: truncation_strategy.parse::<Truncation>()?,
                 system,
                 eos_token: pretrained.special_tokens.get("eos_token").map(str::to_owned),
+                controls: Controls {
+                    train_on: train_on.parse()?,
+                    train_on_eos: train_on_eos.parse()?,
+                    ignore_empty_think,
+                    reasoning: reasoning.parse()?,
+                },
+                control_tokens: control_tokens_in_content.parse::<ControlTokens>()?,
+                chat_template_kwargs: parse_kwargs(chat_template_kwargs)?,
+                tokenizer: pretrained.tokenizer.engine,
             };
             Ok(Self {
                 core: Arc::new(core),
                 special_tokens: pretrained.special_tokens,
                 tokenizer_hash: pretrained.tokenizer_hash,
+                is_fast: pretrained.tokenizer.is_fast,
+                engine_reason: pretrained.tokenizer.reason,
                 num_threads,
             })
         })
@@ -95,8 +122,36 @@ impl Encoder {
     fn render(&self, py: Python<'_>, row: &[u8], add_generation_prompt: bool) -> PyResult<String> {
         enter_core(py, || {
             let conversation = prompt(row)?;
-            let conversation = self.core.with_system(&conversation).unwrap_or(conversation);
-            self.core.template()?.render(&conversation, add_generation_prompt)
+            let conversation = self.core.prepare(&conversation);
+            self.core.template_for(&conversation)?.render(&conversation, add_generation_prompt)
+        })
+    }
+
+    /// The tokens of a row, whatever their number, each with where it comes from.
+    fn explain(&self, py: Python<'_>, row: &[u8]) -> PyResult<(String, Vec<TokenTuple>)> {
+        enter_core(py, || {
+            let row = Row::from_json(row)?;
+            let (rendered, example) = self.core.encode_full(&row)?;
+            let tokens = self.core.tokenize(&row, &rendered)?;
+            let weights = (0..tokens.ids.len()).map(|at| {
+                let trained = f32::from(u8::from(example.loss_mask[at]));
+                example.loss_weights.get(at).copied().unwrap_or(trained)
+            });
+            let explained =
+                tokens.ids.iter().zip(&tokens.spans).zip(weights).map(|((&id, &span), weight)| {
+                    let (start, end) = whole_characters(&rendered.text, span);
+                    let segment = rendered.segments.iter().position(|segment| {
+                        if start == end {
+                            start <= segment.end
+                        } else {
+                            segment.start < end && start < segment.end
+                        }
+                    });
+                    let message = segment.and_then(|segment| rendered.segments[segment].message);
+                    (id, self.core.tokenizer.id_to_token(id), start, end, weight, segment, message)
+                });
+            let explained = explained.collect();
+            Ok((rendered.text, explained))
         })
     }
 
@@ -135,6 +190,23 @@ impl Encoder {
     #[getter]
     fn turn_end(&self) -> Option<&str> {
         self.core.template.as_ref().and_then(ChatTemplate::turn_end)
+    }
+
+    /// `fast` or `reference`.
+    #[getter]
+    fn tokenizer_engine(&self) -> &'static str {
+        if self.is_fast { "fast" } else { "reference" }
+    }
+
+    /// Why the fast engine does not run, where it was asked for.
+    #[getter]
+    fn tokenizer_engine_reason(&self) -> Option<&str> {
+        self.engine_reason.as_deref()
+    }
+
+    #[getter]
+    fn tool_use_template(&self) -> Option<&str> {
+        self.core.tool_use_template.as_ref().map(ChatTemplate::source)
     }
 
     #[getter]
@@ -238,6 +310,17 @@ impl Example {
         self.tokens.loss_mask.clone().into_pyarray(py)
     }
 
+    /// How much the loss of each token counts: the mask, unless a message has a weight of its own.
+    #[getter]
+    fn loss_weights<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<f32>> {
+        let weights = &self.tokens.loss_weights;
+        if weights.is_empty() {
+            let plain = self.tokens.loss_mask.iter().map(|&trained| f32::from(u8::from(trained)));
+            return plain.collect::<Vec<_>>().into_pyarray(py);
+        }
+        weights.clone().into_pyarray(py)
+    }
+
     #[getter]
     fn labels<'py>(&self, py: Python<'py>) -> Bound<'py, PyArray1<i64>> {
         let label = |(&id, &trained)| if trained { i64::from(id) } else { IGNORED };
@@ -266,8 +349,13 @@ impl Template {
                 special_tokens.iter().find(|(name, _)| name == "eos_token").map(|(_, text)| text.clone());
             let template = ChatTemplate::new(source, SpecialTokens { named: special_tokens, texts })?;
             let core = sftcore::encode::Encoder {
+                special_tokens: ControlTokenSet::new(&NoTokenizer),
                 tokenizer: Box::new(NoTokenizer),
                 template: Some(template),
+                tool_use_template: None,
+                controls: Controls::default(),
+                control_tokens: ControlTokens::default(),
+                chat_template_kwargs: serde_json::Map::new(),
                 max_length: usize::MAX,
                 truncation: Truncation::Raise,
                 system: None,
@@ -297,6 +385,14 @@ impl sftcore::tokenizer::TokenizerEngine for NoTokenizer {
         Err(Error::new(ErrorKind::Tokenizer, "there is no tokenizer; pass --model"))
     }
 
+    fn encode_plain(&self, text: &str, _: &[(usize, usize)]) -> sftcore::Result<sftcore::tokenizer::Tokens> {
+        self.encode(text, false)
+    }
+
+    fn id_to_token(&self, _: u32) -> Option<String> {
+        None
+    }
+
     fn decode(&self, _: &[u32], _: bool) -> sftcore::Result<String> {
         Err(Error::new(ErrorKind::Tokenizer, "there is no tokenizer; pass --model"))
     }
@@ -309,13 +405,37 @@ impl sftcore::tokenizer::TokenizerEngine for NoTokenizer {
         0
     }
 
-    fn special_tokens(&self) -> Vec<String> {
+    fn special_tokens(&self) -> Vec<(u32, String)> {
         Vec::new()
     }
 }
 
+/// A span, made wider to whole characters.
+fn whole_characters(text: &str, (start, end): (u32, u32)) -> (usize, usize) {
+    let (mut start, mut end) = (start as usize, end as usize);
+    while !text.is_char_boundary(start) {
+        start -= 1;
+    }
+    while !text.is_char_boundary(end) {
+        end += 1;
+    }
+    (start, end)
+}
+
+fn parse_kwargs(json: &str) -> sftcore::Result<serde_json::Map<String, serde_json::Value>> {
+    match serde_json::from_str(json) {
+        Ok(serde_json::Value::Object(kwargs)) => Ok(kwargs),
+        _ => Err(Error::new(
+            ErrorKind::Config,
+            format!(
+                "chat_template_kwargs {json} is wrong; expected a JSON object, like {{\"enable_thinking\": false}}"
+            ),
+        )),
+    }
+}
+
 fn segment_tuples(segments: &[Segment]) -> Vec<SegmentTuple> {
-    segments.iter().map(|segment| (segment.start, segment.end, segment.trained)).collect()
+    segments.iter().map(|segment| (segment.start, segment.end, segment.is_trained())).collect()
 }
 
 fn to_int64(ids: &[u32]) -> Vec<i64> {

@@ -134,6 +134,7 @@ impl Dataset {
             ("deleted", report.deleted),
             ("truncated", report.truncated),
             ("tools_not_rendered", report.tools_not_rendered),
+            ("control_tokens_in_content", report.control_tokens_in_content),
             ("skipped", report.skipped),
             ("not_sampled", report.not_sampled),
         ] {
@@ -157,8 +158,13 @@ pub(crate) struct Batches {
     process: u32,
 }
 
-/// `input_ids, labels, attention_mask`, each `[rows, width]`.
-type BatchArrays<'py> = (Bound<'py, PyArray2<i64>>, Bound<'py, PyArray2<i64>>, Bound<'py, PyArray2<i64>>);
+/// `input_ids, labels, attention_mask`, and `loss_weights` where some are not 1; each `[rows, width]`.
+type BatchArrays<'py> = (
+    Bound<'py, PyArray2<i64>>,
+    Bound<'py, PyArray2<i64>>,
+    Bound<'py, PyArray2<i64>>,
+    Option<Bound<'py, PyArray2<f32>>>,
+);
 
 #[pymethods]
 impl Batches {
@@ -222,5 +228,7 @@ impl Batches {
 fn to_arrays(py: Python<'_>, batch: Batch) -> PyResult<BatchArrays<'_>> {
     let shape = [batch.rows, batch.width];
     let array = |values: Vec<i64>| values.into_pyarray(py).reshape(shape);
-    Ok((array(batch.input_ids)?, array(batch.labels)?, array(batch.attention_mask)?))
+    let weights =
+        (!batch.loss_weights.is_empty()).then(|| batch.loss_weights.into_pyarray(py).reshape(shape));
+    Ok((array(batch.input_ids)?, array(batch.labels)?, array(batch.attention_mask)?, weights.transpose()?))
 }

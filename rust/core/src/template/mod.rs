@@ -4,8 +4,11 @@
 //! `apply_chat_template(tokenize=False)` gives; [`ChatTemplate::render_segments`] also says which
 //! bytes of it are trained (see [`spans`](self)).
 
+mod controls;
 mod json;
+mod marks;
 mod spans;
+mod tags;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind as JinjaErrorKind, Value};
@@ -14,10 +17,14 @@ use serde_json::Value as Json;
 use crate::conversation::{Conversation, Message, VERBATIM_CALL};
 use crate::{Error, ErrorKind, Result};
 
+pub use controls::{Controls, Reasoning, TrainOn, TrainOnEos};
 pub use spans::{Rendered, Segment};
 
 const PLAIN: &str = "chat template";
 const TAGGED: &str = "chat template with generation marks";
+
+/// The names of reasoning beside content, the standard one first.
+const REASONING_KEYS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// The special tokens a template may read, and those that may close a turn.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +36,7 @@ pub struct SpecialTokens {
 }
 
 /// A compiled chat template.
+#[expect(clippy::struct_excessive_bools, reason = "what a template can do, each by itself")]
 pub struct ChatTemplate {
     environment: Environment<'static>,
     special_tokens: SpecialTokens,
@@ -38,6 +46,11 @@ pub struct ChatTemplate {
     /// What the template reads: whether tool schemas and tool calls can reach the text at all.
     renders_tools: bool,
     renders_tool_calls: bool,
+    /// Whether it takes content as a list of parts; others get the text of the parts.
+    renders_parts: bool,
+    /// What stands between the words of the user and those of the assistant, the generation prompt
+    /// included.
+    opening: String,
     /// What a generation prompt adds to a conversation that ends with a user turn; empty where
     /// the template adds nothing or will not render the probe.
     generation_prompt: String,
@@ -48,14 +61,15 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// Compiles `source` and probes how it opens and closes an assistant turn.
     pub fn new(source: &str, special_tokens: SpecialTokens) -> Result<Self> {
-        let tagged = spans::has_generation_tag(source);
+        check_markup(source)?;
+        let tagged = tags::has_generation_tag(source);
         let mut environment = new_environment()?;
         let mut add = |name: &'static str, text: String| {
             environment.add_template_owned(name, text).map_err(|error| compile_error(&error))
         };
-        add(PLAIN, spans::replace_generation_tags(source, false))?;
+        add(PLAIN, tags::replace_generation_tags(source, false))?;
         if tagged {
-            add(TAGGED, spans::replace_generation_tags(source, true))?;
+            add(TAGGED, tags::replace_generation_tags(source, true))?;
         }
         let mut template = Self {
             environment,
@@ -64,6 +78,8 @@ impl ChatTemplate {
             tagged,
             renders_tools: source.contains("tools"),
             renders_tool_calls: source.contains("tool_calls"),
+            renders_parts: true,
+            opening: String::new(),
             generation_prompt: String::new(),
             turn_end: None,
         };
@@ -123,21 +139,32 @@ impl ChatTemplate {
         template.render(Value::from_pairs(context)).map_err(|error| render_error(&error))
     }
 
-    /// A message as the template sees it; `mark` puts marks round its content.
+    /// A message as the template sees it; `mark` puts marks round its content. Reasoning is given under
+    /// all of its names, as Transformers does.
     fn message_value(&self, message: &Message, mark: Option<usize>) -> Value {
         let lowered;
-        let content = if self.renders_tool_calls || message.tool_calls().is_empty() {
-            message.content.as_deref()
-        } else {
+        let is_lowered = !self.renders_tool_calls && !message.tool_calls().is_empty();
+        let content = if is_lowered {
             lowered = lower_tool_calls(message);
             Some(lowered.as_str())
+        } else {
+            message.content.as_deref()
         };
-        let content = match (content, mark) {
-            (None, _) => Value::from(()),
-            (Some(text), None) => Value::from(text),
-            (Some(text), Some(index)) => Value::from(spans::mark(text, index)),
+        let content = match (content, &message.parts, mark) {
+            (None, _, _) => Value::from(()),
+            (Some(_), Some(parts), mark) if self.renders_parts && !is_lowered => {
+                parts_value(parts, mark.map(marks::of).as_ref())
+            }
+            (Some(text), _, None) => Value::from(text),
+            (Some(text), _, Some(index)) => Value::from(marks::mark(text, index)),
         };
+        let reasoning = REASONING_KEYS
+            .into_iter()
+            .find_map(|key| message.extra.get(key).filter(|value| !value.is_null()));
         let mut pairs = vec![("role", Value::from(message.role)), ("content", content)];
+        if let Some(reasoning) = reasoning {
+            pairs.push(("thinking", to_jinja(reasoning)));
+        }
         pairs.extend(
             message
                 .extra
@@ -145,32 +172,101 @@ impl ChatTemplate {
                 .filter(|(key, _)| key.as_str() != VERBATIM_CALL)
                 .map(|(key, value)| (key.as_str(), to_jinja(value))),
         );
+        if let Some(reasoning) = reasoning {
+            pairs.push(("reasoning_content", to_jinja(reasoning)));
+        }
         Value::from_pairs(pairs)
     }
 
+    /// The token that closes an assistant turn: what stands right after the answer, at the end of a chat
+    /// and inside, and is written like a control token; else the first control token after it.
+    fn probe_turn_end(
+        &self,
+        render: &impl Fn(&[(&'static str, &str)], bool) -> Option<String>,
+    ) -> Option<String> {
+        let answer = "probe answer";
+        let turns = [("user", "probe question"), ("assistant", answer), ("user", "probe again")];
+        let tail = |turns| {
+            let text = render(turns, false)?;
+            Some(text[text.rfind(answer)? + answer.len()..].to_owned())
+        };
+        let (last, inner) = (tail(&turns[..2])?, tail(&turns));
+        let tag = leading_tag(last.trim_start());
+        if tag.is_some() && inner.as_deref().is_none_or(|inner| leading_tag(inner.trim_start()) == tag) {
+            return tag.map(str::to_owned);
+        }
+        let tokens = self.special_tokens.texts.iter();
+        let first = tokens
+            .filter_map(|token| Some((last.find(token.as_str())?, std::cmp::Reverse(token.len()), token)))
+            .min();
+        first.map(|(_, _, token)| token.clone())
+    }
+
+    /// Whether content as a list of parts shows as its text.
+    fn probe_parts(&self) -> bool {
+        let part = |text: &str| serde_json::json!({"type": "text", "text": text});
+        let mut message = Message::new("user", "first probeprobe last");
+        message.parts = Some(vec![part("first probe"), part("probe last")]);
+        let conversation = Conversation { messages: vec![message], ..Conversation::default() };
+        self.render(&conversation, false).is_ok_and(|text| {
+            let at = (text.find("first probe"), text.find("probe last"));
+            matches!(at, (Some(one), Some(two)) if one < two)
+                && !text.contains("'text'")
+                && !text.contains("\"text\"")
+        })
+    }
+
     fn probe(&mut self) {
+        self.renders_parts = self.probe_parts();
         let render = |turns: &[(&'static str, &str)], add_generation_prompt| {
             let messages = turns.iter().map(|&(role, content)| Message::new(role, content)).collect();
             self.render(&Conversation { messages, ..Conversation::default() }, add_generation_prompt).ok()
         };
-        let user = [("user", "probe question")];
+        let question = "probe question";
+        let user = [("user", question)];
+        let opening = render(&user, true)
+            .and_then(|text| Some(text[text.rfind(question)? + question.len()..].to_owned()));
         let generation_prompt = match (render(&user, true), render(&user, false)) {
             (Some(with), Some(without)) => with.strip_prefix(without.as_str()).map(str::to_owned),
             _ => None,
         };
-        let answer = "probe answer";
-        let turn_end = render(&[("user", "probe question"), ("assistant", answer)], false).and_then(|text| {
-            let tail = &text[text.rfind(answer)? + answer.len()..];
-            self.special_tokens
-                .texts
-                .iter()
-                .filter_map(|token| Some((tail.find(token.as_str())?, std::cmp::Reverse(token.len()), token)))
-                .min()
-                .map(|(_, _, token)| token.clone())
-        });
+        let turn_end = self.probe_turn_end(&render);
+        self.opening = opening.unwrap_or_default();
         self.generation_prompt = generation_prompt.unwrap_or_default();
         self.turn_end = turn_end;
     }
+}
+
+/// Text parts as the template sees them, the first and the last with the given marks.
+fn parts_value(parts: &[Json], marks: Option<&(String, String)>) -> Value {
+    let last = parts.len().saturating_sub(1);
+    let part = |(at, part): (usize, &Json)| {
+        let Some((open, close)) = marks.filter(|_| at == 0 || at == last) else {
+            return to_jinja(part);
+        };
+        let Json::Object(object) = part else { return to_jinja(part) };
+        Value::from_pairs(object.iter().map(|(key, value)| match value {
+            Json::String(text) if key == "text" || key == "value" => {
+                let core = marks::trim(text);
+                let (before, after) =
+                    text.split_once(core).filter(|_| !core.is_empty()).unwrap_or((text, ""));
+                let open = if at == 0 { open.as_str() } else { "" };
+                let close = if at == last { close.as_str() } else { "" };
+                (key.as_str(), Value::from(format!("{before}{open}{core}{close}{after}")))
+            }
+            other => (key.as_str(), to_jinja(other)),
+        }))
+    };
+    Value::from(parts.iter().enumerate().map(part).collect::<Vec<_>>())
+}
+
+/// A name in angle brackets that stands at the start of `text`, as all templates write control tokens
+/// (`<|eot_id|>`, `</s>`, `<end_of_turn>`).
+fn leading_tag(text: &str) -> Option<&str> {
+    let end = text.find('>')? + 1;
+    let tag = &text[..end];
+    let is_tag = tag.starts_with('<') && (3..=48).contains(&end) && !tag[1..].contains(['<', ' ', '\n']);
+    is_tag.then_some(tag)
 }
 
 /// Tool calls as text, for templates that have no place for them: as the row wrote them, else one
@@ -183,6 +279,27 @@ fn lower_tool_calls(message: &Message) -> String {
             .extend(message.tool_calls().iter().map(|call| call.get("function").unwrap_or(call).to_string())),
     }
     lines.join("\n")
+}
+
+/// Jinja2 escapes what is added (`+`) to a text after `|safe`, so that `<` becomes `&lt;`; no other
+/// engine does, and no author means it.
+fn check_markup(source: &str) -> Result<()> {
+    for (number, line) in (1..).zip(source.lines()) {
+        let adds = line.match_indices("safe").any(|(at, word)| {
+            let (before, after) = (line[..at].trim_end(), line[at + word.len()..].trim_start());
+            before.ends_with('|') && after.starts_with(['+', '~']) && !after.starts_with("~ '")
+        });
+        if adds {
+            return Err(Error::new(
+                ErrorKind::Template,
+                format!(
+                    "the chat template does not compile: line {number}: it adds text to the result of |safe, which \
+                     Transformers would render with HTML escapes (&lt; for <); remove the |safe"
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn new_environment() -> Result<Environment<'static>> {

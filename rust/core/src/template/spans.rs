@@ -1,233 +1,465 @@
 //! Which bytes of a rendered conversation are trained.
 //!
 //! The trained span of an assistant turn runs from the end of what the generation prompt renders to
-//! the control token that closes the turn, included. Where the template has `{% generation %}`, the
-//! tag decides. Elsewhere the content of each assistant message is put between marks
-//! (noncharacters, which no text contains), the template renders once, and the marks show where
-//! the content went, also when the template stripped or trimmed it. Where a template drops a mark, the
-//! render of the messages before that turn says where it begins. Every answer is checked: the marked
-//! render without its marks must be the plain render, and a turn that cannot be placed is an error.
+//! the token that closes the turn, included. Where the template has `{% generation %}`, the tag decides.
+//! Elsewhere the content of each message is put between [marks](super::marks), the template renders
+//! once more, and the marks show where the content went, also when the template stripped or trimmed
+//! it. Where a template drops a mark, or writes no generation prompt, the render of the messages
+//! before a turn says where it begins; what was learned so about one turn holds for all turns that
+//! are joined to the one before by the same text, so that the work stays linear in the chat. Every answer
+//! is checked: the marked render without its marks is the plain render, and a turn that cannot be
+//! placed is an error.
+
+use std::collections::HashMap;
 
 use crate::conversation::{Conversation, Message};
 use crate::{Error, ErrorKind, Result};
 
+use super::controls::{Controls, TrainOn, TrainOnEos};
+use super::marks::{self, Mark, leading_white_space, take_marks};
 use super::{ChatTemplate, PLAIN, TAGGED};
 
 /// A stretch of the rendered text; segments tile it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Segment {
     /// First byte.
     pub start: usize,
     /// One past the last byte.
     pub end: usize,
-    /// Whether its tokens are trained.
-    pub trained: bool,
-    /// The message it belongs to, for trained segments that were placed by message.
+    /// How much the loss of its tokens counts; 0 is not trained.
+    pub weight: f32,
+    /// The message it belongs to, for the turns of messages.
     pub message: Option<usize>,
 }
 
+impl Segment {
+    /// Whether its tokens are trained.
+    pub fn is_trained(&self) -> bool {
+        self.weight > 0.0
+    }
+}
+
 /// A rendered conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Rendered {
     /// What `apply_chat_template(tokenize=False)` gives.
     pub text: String,
     /// Segments in order, without gaps, from 0 to the end of the text.
     pub segments: Vec<Segment>,
-}
-
-// noncharacters of Unicode (Arabic Presentation Forms-A): valid in UTF-8, reserved for internal use
-const CONTENT_START: char = '\u{FDD0}';
-const CONTENT_END: char = '\u{FDD1}';
-const INDEX_END: char = '\u{FDD2}';
-const GENERATION_START: char = '\u{FDD3}';
-const GENERATION_END: char = '\u{FDD4}';
-const DIGIT_ZERO: u32 = 0xFDE0;
-
-/// A mark found in a render, at a byte of the text without marks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mark {
-    ContentStart(usize),
-    ContentEnd(usize),
-    GenerationStart,
-    GenerationEnd,
+    /// The bytes of message contents, in order, as far as they could be followed.
+    pub contents: Vec<(usize, usize)>,
+    /// Whether a content that is in the text could not be followed to its end.
+    pub has_lost_content: bool,
 }
 
 impl Rendered {
     /// A document: one trained segment.
     pub fn document(text: String) -> Self {
-        let segments = vec![Segment { start: 0, end: text.len(), trained: true, message: None }];
-        Self { text, segments }
+        let segments = vec![Segment { start: 0, end: text.len(), weight: 1.0, message: None }];
+        Self { text, segments, ..Self::default() }
     }
+}
+
+/// The marks of one message in the plain render.
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    start: Option<usize>,
+    end: Option<usize>,
+}
+
+/// What a message of the conversation says.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    start: usize,
+    end: usize,
+    message: usize,
+}
+
+/// One conversation on its way through a template.
+struct Tracker<'a> {
+    template: &'a ChatTemplate,
+    conversation: &'a Conversation,
+    text: String,
+    places: Vec<Place>,
+    /// Text between a content and the turn after it → how much of it the prompt gives.
+    prompted: HashMap<String, usize>,
 }
 
 impl ChatTemplate {
     /// Renders `conversation` and says which bytes are trained.
-    pub fn render_segments(&self, conversation: &Conversation) -> Result<Rendered> {
-        let spans =
-            if self.tagged { self.tagged_spans(conversation)? } else { self.followed_spans(conversation)? };
-        let (text, spans) = spans;
-        Ok(Rendered { segments: tile(&spans, text.len()), text })
+    pub fn render_segments(&self, conversation: &Conversation, controls: &Controls) -> Result<Rendered> {
+        let text = self.render(conversation, false)?;
+        let places = self.places(conversation, &text);
+        let mut tracker = Tracker { template: self, conversation, text, places, prompted: HashMap::new() };
+        let mut segments = tracker.segments(controls)?;
+        if controls.ignore_empty_think {
+            segments = without_empty_think(&tracker.text, segments);
+        }
+        let (contents, has_lost_content) = tracker.contents();
+        Ok(Rendered {
+            segments: tile(&segments, tracker.text.len()),
+            text: tracker.text,
+            contents,
+            has_lost_content,
+        })
     }
 
-    fn tagged_spans(&self, conversation: &Conversation) -> Result<(String, Vec<Segment>)> {
-        let messages =
-            conversation.messages.iter().map(|message| self.message_value(message, None)).collect();
-        let (text, marks) = take_marks(&self.render_values(TAGGED, messages, conversation, false)?);
-        if text != self.render(conversation, false)? {
+    /// Where the contents went, by message; nothing where marks would change what is rendered.
+    fn places(&self, conversation: &Conversation, text: &str) -> Vec<Place> {
+        let messages = &conversation.messages;
+        let nowhere = vec![Place::default(); messages.len()];
+        if marks::has_marks(text) {
+            return nowhere;
+        }
+        // a template that looks into the content may render marked content differently; where one
+        // does so with the words of the user, those of the assistant may still be followed
+        let all: fn(&Message) -> bool = |_| true;
+        let marked = [all, |message| message.role == "assistant"].into_iter().find_map(|is_marked| {
+            let values = messages
+                .iter()
+                .enumerate()
+                .map(|(index, message)| self.message_value(message, is_marked(message).then_some(index)));
+            let marked = self.render_values(PLAIN, values.collect(), conversation, false).ok()?;
+            let (unmarked, marks) = take_marks(&marked);
+            (unmarked == text).then_some(marks)
+        });
+        let mut places = nowhere;
+        for (at, mark) in marked.unwrap_or_default() {
+            match mark {
+                Mark::ContentStart(index) if index < places.len() => {
+                    places[index].start = places[index].start.or(Some(at));
+                }
+                Mark::ContentEnd(index) if index < places.len() => places[index].end = Some(at),
+                _ => {}
+            }
+        }
+        places
+    }
+}
+
+impl Tracker<'_> {
+    fn segments(&mut self, controls: &Controls) -> Result<Vec<Segment>> {
+        let messages = &self.conversation.messages;
+        let is_weighted = messages.iter().any(|message| message.weight.to_bits() != 1f32.to_bits());
+        if controls.train_on == TrainOn::All {
+            let whole = Segment { start: 0, end: self.text.len(), weight: 1.0, message: None };
+            if !is_weighted {
+                return Ok(vec![whole]);
+            }
+            let turns = self.turns(|_| true)?;
+            return Ok(self.cover(&turns));
+        }
+        let is_trained = |message: &Message| match &controls.train_on {
+            TrainOn::Roles(roles) => roles.contains(&message.role),
+            _ => message.role == "assistant",
+        };
+        let last_question = match controls.train_on {
+            TrainOn::Last => messages.iter().rposition(|message| message.role == "user").unwrap_or_default(),
+            _ => 0,
+        };
+        let needs_messages = is_weighted || controls.train_on != TrainOn::Assistant;
+        let turns = if self.template.tagged && !matches!(controls.train_on, TrainOn::Roles(_)) {
+            self.tagged_turns(needs_messages)?
+        } else {
+            self.turns(is_trained)?
+        };
+        let last = turns.len().saturating_sub(1);
+        let mut segments = Vec::with_capacity(turns.len());
+        for (number, turn) in turns.into_iter().enumerate() {
+            if needs_messages && turn.message < last_question {
+                continue;
+            }
+            let keeps_eos = match controls.train_on_eos {
+                TrainOnEos::Turn => true,
+                TrainOnEos::Last => number == last,
+                TrainOnEos::None => false,
+            };
+            let end = if keeps_eos { turn.end } else { self.before_turn_end(turn) };
+            let weight = if needs_messages { messages[turn.message].weight } else { 1.0 };
+            segments.push(Segment { start: turn.start, end, weight, message: Some(turn.message) });
+        }
+        Ok(segments)
+    }
+
+    /// The whole text at weight 1, but for the turns of messages that have their own.
+    fn cover(&self, turns: &[Turn]) -> Vec<Segment> {
+        let mut segments = Vec::new();
+        let mut at = 0;
+        for turn in turns {
+            segments.push(Segment { start: at, end: turn.start, weight: 1.0, message: None });
+            let weight = self.conversation.messages[turn.message].weight;
+            segments.push(Segment { start: turn.start, end: turn.end, weight, message: Some(turn.message) });
+            at = turn.end;
+        }
+        segments.push(Segment { start: at, end: self.text.len(), weight: 1.0, message: None });
+        segments
+    }
+
+    fn tagged_turns(&self, needs_messages: bool) -> Result<Vec<Turn>> {
+        let values =
+            self.conversation.messages.iter().map(|message| self.template.message_value(message, None));
+        let marked = self.template.render_values(TAGGED, values.collect(), self.conversation, false)?;
+        let (text, marks) = take_marks(&marked);
+        if text != self.text {
             return Err(unplaced("its {% generation %} marks change what it renders"));
         }
-        let mut spans = Vec::new();
+        let mut turns = Vec::new();
         let mut start = None;
         for (at, mark) in marks {
             match (mark, start) {
                 (Mark::GenerationStart, None) => start = Some(at),
                 (Mark::GenerationEnd, Some(from)) => {
-                    spans.push(Segment { start: from, end: at, trained: true, message: None });
+                    turns.push(Turn { start: from, end: at, message: 0 });
                     start = None;
                 }
                 _ => return Err(unplaced("its {% generation %} tags are nested or out of order")),
             }
         }
-        let assistants: Vec<usize> = assistants(conversation).map(|(index, _)| index).collect();
-        if assistants.iter().any(|&index| !conversation.messages[index].trained) {
-            if assistants.len() != spans.len() {
+        if needs_messages {
+            let assistants: Vec<usize> = self.indices(|message| message.role == "assistant").collect();
+            if assistants.len() != turns.len() {
                 return Err(unplaced(
-                    "a message has \"loss\": false, but turns and {% generation %} spans do not pair up",
+                    "the settings or a \"loss\" in the row ask for single turns, but turns and {% generation %} \
+                     spans do not pair up",
                 ));
             }
-            for (span, &index) in spans.iter_mut().zip(&assistants) {
-                span.message = Some(index);
-                span.trained = conversation.messages[index].trained;
+            for (turn, message) in turns.iter_mut().zip(assistants) {
+                turn.message = message;
             }
         }
-        Ok((text, spans))
+        Ok(turns)
     }
 
-    fn followed_spans(&self, conversation: &Conversation) -> Result<(String, Vec<Segment>)> {
-        let text = self.render(conversation, false)?;
-        let marks = self.content_marks(conversation, &text);
-        let mut spans: Vec<Segment> = Vec::new();
-        // spans are found from the last turn to the first: a turn is bounded by the one after it
-        let mut bound = text.len();
-        for (index, message) in assistants(conversation).collect::<Vec<_>>().into_iter().rev() {
-            let at = |wanted: Mark| marks.iter().find(|(_, mark)| *mark == wanted).map(|(at, _)| *at);
-            let content_start = at(Mark::ContentStart(index));
-            let content_end = at(Mark::ContentEnd(index));
-            if content_end.is_some_and(|end| end > bound) {
+    fn indices(&self, is_wanted: impl Fn(&Message) -> bool) -> impl Iterator<Item = usize> {
+        let wanted = move |(index, message)| is_wanted(message).then_some(index);
+        self.conversation.messages.iter().enumerate().filter_map(wanted)
+    }
+
+    /// The turns of the wanted messages, in order.
+    fn turns(&mut self, is_wanted: impl Fn(&Message) -> bool) -> Result<Vec<Turn>> {
+        let wanted: Vec<usize> = self.indices(is_wanted).collect();
+        let mut turns: Vec<Turn> = Vec::with_capacity(wanted.len());
+        // from the last turn to the first: a turn is bounded by what comes after it
+        let mut bound = self.text.len();
+        let mut later = self.conversation.messages.len();
+        for index in wanted.into_iter().rev() {
+            let following = self.places[index + 1..later].iter().filter_map(|place| place.start).min();
+            bound = following.map_or(bound, |start| start.min(bound));
+            let place = self.places[index];
+            if place.end.is_some_and(|end| end > bound) {
                 return Err(unplaced(&format!("it moves the content of messages[{index}]")));
             }
-            let start = self.turn_start(conversation, index, &text, content_start, content_end)?;
-            let end = match content_end {
-                Some(content_end) => self.end_of_turn(&text, content_end.max(start), bound),
-                None => self.end_without_content(conversation, index, &text, start, bound)?,
+            let start = if self.conversation.messages[index].role == "assistant" {
+                self.turn_start(index, bound)?
+            } else {
+                place.start.ok_or_else(|| lost(index, "begins"))?
             };
+            let end = self.turn_end(index, start, bound)?;
             if start > end {
                 return Err(unplaced(&format!("the turn of messages[{index}] ends before it begins")));
             }
-            spans.push(Segment { start, end, trained: message.trained, message: Some(index) });
+            turns.push(Turn { start, end, message: index });
             bound = start;
+            later = index;
         }
-        spans.reverse();
-        Ok((text, spans))
+        turns.reverse();
+        Ok(turns)
     }
 
-    /// Marks round assistant contents, at their bytes in the plain render `text`.
-    fn content_marks(&self, conversation: &Conversation, text: &str) -> Vec<(usize, Mark)> {
-        if text.contains([CONTENT_START, CONTENT_END, INDEX_END]) {
-            return Vec::new();
-        }
-        let values = conversation.messages.iter().enumerate().map(|(index, message)| {
-            self.message_value(message, (message.role == "assistant").then_some(index))
-        });
-        let Ok(marked) = self.render_values(PLAIN, values.collect(), conversation, false) else {
-            return Vec::new();
-        };
-        let (unmarked, marks) = take_marks(&marked);
-        // a template that looks into the content may render marked content differently; then the
-        // marks prove nothing and turns are placed by rendering what comes before them
-        if unmarked == text { marks } else { Vec::new() }
-    }
-
-    fn turn_start(
-        &self,
-        conversation: &Conversation,
-        index: usize,
-        text: &str,
-        content_start: Option<usize>,
-        content_end: Option<usize>,
-    ) -> Result<usize> {
-        if let Some(content_start) = content_start {
-            let content = conversation.messages[index].content.as_deref().unwrap_or_default();
-            let leading = &content[..content.len() - content.trim_start().len()];
-            let before = &text[..content_start];
-            let header = before.strip_suffix(leading).unwrap_or(before);
-            if !self.generation_prompt.is_empty() && header.ends_with(&self.generation_prompt) {
-                return Ok(header.len());
-            }
-        }
-        let earlier = &conversation.messages[..index];
-        let prompted = self.render_messages(earlier, conversation, true);
-        if let Ok(prompted) = &prompted
-            && text.starts_with(prompted.as_str())
-            && content_end.is_none_or(|end| prompted.len() <= end)
-        {
-            return Ok(prompted.len());
-        }
-        let limit = content_start.or(content_end);
-        if let Some(at) = limit.and_then(|limit| rfind_end(&text[..limit], &self.generation_prompt)) {
+    /// Where the turn of an assistant message begins: the end of what the generation prompt gives.
+    fn turn_start(&mut self, index: usize, bound: usize) -> Result<usize> {
+        let place = self.places[index];
+        let before = self.places[..index].iter().rev().find_map(|place| place.end).unwrap_or_default();
+        let is_next = index > 0 && self.places[index - 1].end == Some(before);
+        let limit = place.end.unwrap_or(bound);
+        if is_next && let Some(at) = self.start_after_question(index, before).filter(|&at| at <= limit) {
             return Ok(at);
         }
+        let prompt = self.template.generation_prompt.as_str();
+        if let Some(content_start) = place.start {
+            let header = &self.text[before.min(content_start)..content_start];
+            let content = self.conversation.messages[index].content.as_deref().unwrap_or_default();
+            let header_end = header.strip_suffix(leading_white_space(content)).unwrap_or(header);
+            let header_start = content_start - header.len();
+            if let Some(at) = self.start_by_prompt(header_start, header_start + header_end.len()) {
+                return Ok(at.min(limit));
+            }
+            if let Some(&given) = self.prompted.get(header) {
+                return Ok(header_start + given);
+            }
+        } else if is_next {
+            // the mark is gone (reasoning was cut off, or there is only a tool call): the header is the
+            // first after the message before
+            let found = prompt_borders(prompt).find_map(|length| {
+                let at = self.text.get(before..limit)?.find(&prompt[..length])?;
+                Some(self.repeat_of_prompt(before + at + length, &prompt[length..]))
+            });
+            if let Some(at) = found {
+                return Ok(at);
+            }
+        }
+        let (start, is_exact) = self.start_by_rendering(index, place)?;
+        if let Some(content_start) =
+            place.start.filter(|start_of_content| is_exact && start <= *start_of_content)
+            && before <= start
+        {
+            self.prompted.insert(self.text[before..content_start].to_owned(), start - before);
+        }
+        Ok(start)
+    }
+
+    /// The start of a turn after a question, where what stands between is what the template writes
+    /// there with a generation prompt.
+    fn start_after_question(&self, index: usize, question_end: usize) -> Option<usize> {
+        let question = &self.conversation.messages[index - 1];
+        let opening = self.template.opening.as_str();
+        if question.role != "user" || opening.is_empty() {
+            return None;
+        }
+        let content = question.content.as_deref().unwrap_or_default();
+        let trailing = &content[content.trim_end_matches(marks::is_white_space).len()..];
+        [trailing, ""].into_iter().find_map(|kept| {
+            self.text[question_end..].strip_prefix(kept)?.strip_prefix(opening)?;
+            Some(question_end + kept.len() + opening.len())
+        })
+    }
+
+    /// The start of a turn whose header ends at `header_end`, by the generation prompt: as much of it as
+    /// the header ends with, and what the turn itself repeats of the rest (a forced `<think>`).
+    fn start_by_prompt(&self, header_start: usize, header_end: usize) -> Option<usize> {
+        // white space before the header may differ between prompt and history
+        let prompt = self.template.generation_prompt.trim_start();
+        let header = &self.text[header_start..header_end];
+        let length = prompt_borders(prompt).find(|&length| header.ends_with(&prompt[..length]))?;
+        Some(self.repeat_of_prompt(header_end, &prompt[length..]))
+    }
+
+    /// The end of what the text from `at` on repeats of the rest of a prompt, in whole tags and lines.
+    fn repeat_of_prompt(&self, at: usize, rest: &str) -> usize {
+        let repeated = shared_prefix(&self.text[at..], rest);
+        at + rest[..repeated].rfind(['>', '\n']).map_or(0, |last| last + 1)
+    }
+
+    /// The start of a turn by rendering the messages before it, and whether that is a prefix of the text.
+    fn start_by_rendering(&self, index: usize, place: Place) -> Result<(usize, bool)> {
+        let text = self.text.as_str();
+        let earlier = &self.conversation.messages[..index];
+        let prompted = self.template.render_messages(earlier, self.conversation, true);
+        if let Ok(prompted) = &prompted
+            && text.starts_with(prompted.as_str())
+            && place.end.is_none_or(|end| prompted.len() <= end)
+        {
+            return Ok((prompted.len(), true));
+        }
+        let limit = place.start.or(place.end);
+        if let Some(at) = limit.and_then(|limit| rfind_end(&text[..limit], &self.template.generation_prompt))
+        {
+            return Ok((at, false));
+        }
         // the prompt opens more than earlier turns keep (a forced `<think>`): what both share is given
-        if let (Ok(prompted), Ok(plain)) = (&prompted, self.render_messages(earlier, conversation, false))
+        let plain = self.template.render_messages(earlier, self.conversation, false);
+        if let (Ok(prompted), Ok(plain)) = (&prompted, plain)
             && text.starts_with(plain.as_str())
         {
-            let shared = shared_prefix(text, prompted).max(plain.len());
-            return Ok(limit.map_or(shared, |limit| shared.min(limit)));
+            let shared = shared_prefix(&text[plain.len()..], prompted.get(plain.len()..).unwrap_or_default());
+            let whole = text[plain.len()..plain.len() + shared].rfind(['>', '\n']).map_or(0, |last| last + 1);
+            let shared = plain.len() + whole;
+            return Ok((limit.map_or(shared, |limit| shared.min(limit)), false));
         }
-        match content_start {
-            Some(content_start) if self.generation_prompt.is_empty() => Ok(content_start),
-            _ => Err(unplaced(&format!("it is unclear where the turn of messages[{index}] begins"))),
+        match place.start {
+            Some(content_start) if self.template.generation_prompt.is_empty() => Ok((content_start, false)),
+            _ => Err(lost(index, "begins")),
         }
     }
 
-    /// The end of a turn whose content ends at `content_end`: its closing token, else the content.
-    fn end_of_turn(&self, text: &str, content_end: usize, bound: usize) -> usize {
-        self.turn_end
-            .as_deref()
-            .and_then(|token| Some(content_end + text[content_end..bound].find(token)? + token.len()))
-            .unwrap_or(content_end)
+    /// Where the turn of a message ends: after the token that closes it, else after its content.
+    fn turn_end(&self, index: usize, start: usize, bound: usize) -> Result<usize> {
+        let message = &self.conversation.messages[index];
+        let token = self.template.turn_end.as_deref();
+        let close = |from: usize| {
+            token.and_then(|token| Some(from + self.text.get(from..bound)?.find(token)? + token.len()))
+        };
+        let has_calls = !message.tool_calls().is_empty() && self.template.renders_tool_calls;
+        match self.places[index].end {
+            Some(content_end) => match close(content_end.max(start)) {
+                Some(end) => Ok(end),
+                None if has_calls => self.end_by_rendering(index, start, bound),
+                None => Ok(content_end.max(start)),
+            },
+            None => match close(start) {
+                // the first closing token closes this turn, unless the message itself may hold one
+                Some(end) if token.is_some_and(|token| !says(message, token)) => Ok(end),
+                _ => self.end_by_rendering(index, start, bound),
+            },
+        }
     }
 
-    /// The end of a turn that shows no content mark: where the messages up to it stop rendering.
-    fn end_without_content(
-        &self,
-        conversation: &Conversation,
-        index: usize,
-        text: &str,
-        start: usize,
-        bound: usize,
-    ) -> Result<usize> {
-        let rendered = self.render_messages(&conversation.messages[..=index], conversation, false);
+    /// The end of a turn: where the messages up to it stop rendering.
+    fn end_by_rendering(&self, index: usize, start: usize, bound: usize) -> Result<usize> {
+        let upto = &self.conversation.messages[..=index];
+        let rendered = self.template.render_messages(upto, self.conversation, false);
         let end = match &rendered {
             Ok(rendered)
-                if text.starts_with(rendered.as_str()) && (start..=bound).contains(&rendered.len()) =>
+                if self.text.starts_with(rendered.as_str()) && (start..=bound).contains(&rendered.len()) =>
             {
                 rendered.len()
             }
-            _ if index + 1 == conversation.messages.len() => bound,
-            _ => return Err(unplaced(&format!("it is unclear where the turn of messages[{index}] ends"))),
+            _ if index + 1 == self.conversation.messages.len() => bound,
+            _ => return Err(lost(index, "ends")),
         };
-        let turn = &text[start..end];
-        Ok(self
-            .turn_end
-            .as_deref()
-            .and_then(|token| rfind_end(turn, token))
-            .map_or(end, |length| start + length))
+        let turn = &self.text[start..end];
+        let token = self.template.turn_end.as_deref();
+        Ok(token.and_then(|token| rfind_end(turn, token)).map_or(end, |length| start + length))
+    }
+
+    /// The end of `turn` without the token that closes it.
+    fn before_turn_end(&self, turn: Turn) -> usize {
+        let said = &self.text[turn.start..turn.end];
+        let token = self.template.turn_end.as_deref().unwrap_or_default();
+        turn.start + said.strip_suffix(token).map_or(said.len(), str::len)
+    }
+
+    /// The bytes of contents, and whether one that should be there is missing.
+    fn contents(&self) -> (Vec<(usize, usize)>, bool) {
+        let mut contents = Vec::with_capacity(self.places.len());
+        let mut lost = false;
+        for (place, message) in self.places.iter().zip(&self.conversation.messages) {
+            match (place.start, place.end) {
+                (Some(start), Some(end)) if start <= end => contents.push((start, end)),
+                _ => {
+                    lost |= message.content.as_deref().is_some_and(|text| !marks::trim(text).is_empty());
+                }
+            }
+        }
+        contents.sort_unstable();
+        (contents, lost)
     }
 }
 
-fn assistants(conversation: &Conversation) -> impl Iterator<Item = (usize, &Message)> {
-    conversation.messages.iter().enumerate().filter(|(_, message)| message.role == "assistant")
+/// The lengths at which a prompt may be cut, the whole first.
+fn prompt_borders(prompt: &str) -> impl Iterator<Item = usize> {
+    let is_border = |&length: &usize| {
+        length == prompt.len()
+            || prompt.is_char_boundary(length) && prompt[..length].ends_with(['>', '\n', ' ', ':', ']'])
+    };
+    (1..=prompt.len()).rev().filter(is_border).filter(|&length| !prompt[..length].trim().is_empty())
+}
+
+/// Whether `text` occurs in what the message says or calls.
+fn says(message: &Message, text: &str) -> bool {
+    message.content.as_deref().is_some_and(|content| content.contains(text))
+        || message.extra.values().any(|value| holds(value, text))
+}
+
+fn holds(value: &serde_json::Value, text: &str) -> bool {
+    match value {
+        serde_json::Value::String(inner) => inner.contains(text),
+        serde_json::Value::Array(list) => list.iter().any(|inner| holds(inner, text)),
+        serde_json::Value::Object(object) => {
+            object.iter().any(|(key, inner)| key.contains(text) || holds(inner, text))
+        }
+        _ => false,
+    }
 }
 
 fn unplaced(reason: &str) -> Error {
@@ -238,6 +470,10 @@ fn unplaced(reason: &str) -> Error {
              mark the assistant's part of the template with {{% generation %}} and pass it as --template FILE.jinja"
         ),
     )
+}
+
+fn lost(index: usize, verb: &str) -> Error {
+    unplaced(&format!("it is unclear where the turn of messages[{index}] {verb}"))
 }
 
 fn rfind_end(text: &str, pattern: &str) -> Option<usize> {
@@ -252,45 +488,25 @@ fn shared_prefix(left: &str, right: &str) -> usize {
         .sum()
 }
 
-/// Puts marks round `text`, inside its leading and trailing white space, so that a template that
-/// trims sees the same white space as without marks.
-pub(super) fn mark(text: &str, index: usize) -> String {
-    let core = text.trim();
-    if core.is_empty() {
-        return text.to_owned();
-    }
-    let leading = text.len() - text.trim_start().len();
-    let digits: String = format!("{index:x}")
-        .chars()
-        .filter_map(|digit| char::from_u32(DIGIT_ZERO + digit.to_digit(16)?))
-        .collect();
-    let (before, after) = (&text[..leading], &text[leading + core.len()..]);
-    format!("{before}{CONTENT_START}{digits}{INDEX_END}{core}{CONTENT_END}{digits}{INDEX_END}{after}")
-}
-
-/// Removes all marks; each is returned with its byte in the text that remains.
-fn take_marks(marked: &str) -> (String, Vec<(usize, Mark)>) {
-    let mut text = String::with_capacity(marked.len());
-    let mut marks = Vec::new();
-    let mut rest = marked;
-    while let Some(at) = rest.find(['\u{FDD0}', '\u{FDD1}', '\u{FDD3}', '\u{FDD4}']) {
-        text.push_str(&rest[..at]);
-        let mut characters = rest[at..].chars();
-        let kind = characters.next();
-        match kind {
-            Some(GENERATION_START) => marks.push((text.len(), Mark::GenerationStart)),
-            Some(GENERATION_END) => marks.push((text.len(), Mark::GenerationEnd)),
-            _ => {
-                let digits = characters.by_ref().take_while(|&digit| digit != INDEX_END);
-                let index = digits.fold(0, |index, digit| index * 16 + (u32::from(digit) & 0xF) as usize);
-                let mark = if kind == Some(CONTENT_START) { Mark::ContentStart } else { Mark::ContentEnd };
-                marks.push((text.len(), mark(index)));
-            }
+/// Takes `<think></think>` with nothing but white space inside, and the white space after it, out of
+/// the trained segments.
+fn without_empty_think(text: &str, segments: Vec<Segment>) -> Vec<Segment> {
+    const OPEN: &str = "<think>";
+    const CLOSE: &str = "</think>";
+    let mut kept = Vec::with_capacity(segments.len());
+    for mut segment in segments {
+        let mut from = segment.start;
+        while let Some(open) = text[from..segment.end].find(OPEN).map(|at| from + at) {
+            from = open + OPEN.len();
+            let inside = text[from..segment.end].trim_start();
+            let Some(after) = inside.strip_prefix(CLOSE) else { continue };
+            kept.push(Segment { end: open, ..segment });
+            segment.start = segment.end - after.trim_start().len();
+            from = segment.start;
         }
-        rest = characters.as_str();
+        kept.push(segment);
     }
-    text.push_str(rest);
-    (text, marks)
+    kept
 }
 
 fn tile(spans: &[Segment], length: usize) -> Vec<Segment> {
@@ -298,69 +514,13 @@ fn tile(spans: &[Segment], length: usize) -> Vec<Segment> {
     let mut at = 0;
     for span in spans.iter().filter(|span| span.end > span.start) {
         if span.start > at {
-            segments.push(Segment { start: at, end: span.start, trained: false, message: None });
+            segments.push(Segment { start: at, end: span.start, weight: 0.0, message: None });
         }
         segments.push(*span);
         at = span.end;
     }
     if at < length {
-        segments.push(Segment { start: at, end: length, trained: false, message: None });
+        segments.push(Segment { start: at, end: length, weight: 0.0, message: None });
     }
     segments
-}
-
-/// One `{% generation %}` or `{% endgeneration %}` tag of a template source.
-struct GenerationTag<'s> {
-    start: usize,
-    end: usize,
-    /// White-space control after `{%` and before `%}`: `-`, `+` or nothing.
-    left: &'s str,
-    right: &'s str,
-    opens: bool,
-}
-
-fn next_generation_tag(source: &str, from: usize) -> Option<GenerationTag<'_>> {
-    let mut from = from;
-    loop {
-        let start = from + source[from..].find("{%")?;
-        let end = start + source[start..].find("%}")? + 2;
-        let inner = &source[start + 2..end - 2];
-        let left_length = usize::from(inner.starts_with(['-', '+']));
-        let right_length = usize::from(inner.len() > left_length && inner.ends_with(['-', '+']));
-        let (left, rest) = inner.split_at(left_length);
-        let (word, right) = rest.split_at(rest.len() - right_length);
-        match word.trim() {
-            "generation" => return Some(GenerationTag { start, end, left, right, opens: true }),
-            "endgeneration" => return Some(GenerationTag { start, end, left, right, opens: false }),
-            _ => from = start + 2,
-        }
-    }
-}
-
-pub(super) fn has_generation_tag(source: &str) -> bool {
-    next_generation_tag(source, 0).is_some()
-}
-
-/// Replaces the tags, which Jinja does not know, by an `if` that keeps their white-space control; with
-/// `marked`, it also writes a mark where the tag stood.
-pub(super) fn replace_generation_tags(source: &str, marked: bool) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut at = 0;
-    while let Some(tag) = next_generation_tag(source, at) {
-        out.push_str(&source[at..tag.start]);
-        let (left, right) = (tag.left, tag.right);
-        let mark = match (marked, tag.opens) {
-            (false, _) => String::new(),
-            (true, true) => format!("{{{{ '{GENERATION_START}' }}}}"),
-            (true, false) => format!("{{{{ '{GENERATION_END}' }}}}"),
-        };
-        // the mark stands between two blocks on one line, so that trimming outside is not changed
-        let word = if tag.opens { "if true" } else { "endif" };
-        for piece in ["{%", left, " ", word, " %}", mark.as_str(), "{% ", word, " ", right, "%}"] {
-            out.push_str(piece);
-        }
-        at = tag.end;
-    }
-    out.push_str(&source[at..]);
-    out
 }
