@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 RUST := $(shell find rust Cargo.toml Cargo.lock -name '*.rs' -o -name 'Cargo.*' -type f)
 CORE := python/sftcore/_core.abi3.so
 
-.PHONY: quickstart test check bench wheel clean format
+.PHONY: quickstart test check parity bench wheel clean format
 
 quickstart: $(VENV)/.train $(CORE)
 	$(BIN)/python examples/quickstart/run.py
@@ -37,7 +37,12 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# every tokenizer with every template on rows of every data set of the shared data, beside Transformers
+parity: $(VENV)/.dev $(CORE)
+	$(BIN)/python tests/parity.py --shared $${SFTCORE_SHARED:-../shared/data}
+
 bench: $(VENV)/.bench $(CORE)
+	$(BIN)/python benches/encode.py
 	$(BIN)/python benches/data_path.py
 
 wheel: $(VENV)/.base

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,13 @@ def losses(result: dict[str, Any]) -> list[float]:
     return [float(entry["loss"]) for entry in result["log_history"] if "loss" in entry]
 
 
-def plain_losses(model: Path, rows: Path, batch_size: int, accumulation: int) -> list[float]:
+def plain_losses(
+    model: Path,
+    rows: Path,
+    batch_size: int,
+    accumulation: int,
+    weights: Sequence[float] | None = None,
+) -> list[float]:
     """An own loop: plain rows from Transformers, a plain collator, AdamW, a cosine with warm-up."""
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(model)
     examples = []
@@ -106,11 +113,12 @@ def plain_losses(model: Path, rows: Path, batch_size: int, accumulation: int) ->
     history = []
     for global_batch in order:
         chosen = [examples[row] for row in global_batch]
+        chosen_weights = [weights[row] if weights else 1.0 for row in global_batch]
         count = sum(label != -100 for _, labels in chosen for label in labels[1:])
         total = 0.0
-        for ids, labels in chosen:
+        for weight, (ids, labels) in zip(chosen_weights, chosen, strict=True):
             logits = net(torch.tensor([ids])).logits[0, :-1]
-            loss = torch.nn.functional.cross_entropy(
+            loss = weight * torch.nn.functional.cross_entropy(
                 logits, torch.tensor(labels[1:]), reduction="sum"
             )
             (loss / count).backward()
@@ -140,6 +148,31 @@ def test_losses_equal_those_of_a_plain_loop(
     expected = plain_losses(model, rows, batch_size, accumulation)
     assert losses(result) == pytest.approx(expected, rel=1e-4)
     assert expected[-1] < expected[0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_the_weights_of_messages_weigh_their_losses(
+    model: Path, rows: Path, tmp_path: Path, batch_size: int
+) -> None:
+    weights = [(0.5, 1.0, 3.0)[number % 3] for number in range(64)]
+    weighted = tmp_path / "weighted.jsonl"
+    with weighted.open("w", encoding="utf-8") as file:
+        for line, weight in zip(
+            rows.read_text(encoding="utf-8").splitlines(), weights, strict=True
+        ):
+            row = json.loads(line)
+            question = {"role": "user", "content": row["question"]}
+            answer = {"role": "assistant", "content": row["answer"], "weight": weight}
+            file.write(json.dumps({"messages": [question, answer]}) + "\n")
+    config = config_of(
+        model,
+        weighted,
+        tmp_path / "run",
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=4,
+    )
+    expected = plain_losses(model, rows, batch_size, 4, weights)
+    assert losses(train(config)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_losses_do_not_depend_on_how_a_global_batch_is_cut(

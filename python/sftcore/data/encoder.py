@@ -170,6 +170,22 @@ class Encoder:
         )
         return cls(core, folder=path, max_length=max_length or 2**31, settings=settings)
 
+    def with_template(self, template: str) -> Encoder:
+        """Returns the same encoder with another chat template: a packaged name or a `.jinja` file.
+
+        Raises:
+            TemplateError: The chat template does not compile.
+        """
+        source = load_template(template)
+        if source is None:
+            raise ConfigError('with_template("auto") is what from_pretrained gives; pass a name')
+        return Encoder(
+            self._core.with_template(source),
+            folder=self.folder,
+            max_length=self.max_length,
+            settings=self._settings,
+        )
+
     def encode(self, row: Row) -> Example:
         """Encodes one row, a dict or JSON text in any of the known shapes.
 
@@ -214,6 +230,10 @@ class Encoder:
     def encode_prompt(self, messages: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
         """Returns the ids of messages with the generation prompt, for inference. Shape `[tokens]`."""
         return self._core.tokenize(self.render(messages, add_generation_prompt=True), False)
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = False) -> NDArray[np.int64]:
+        """Returns the ids of a text. Shape `[tokens]`."""
+        return self._core.tokenize(text, add_special_tokens)
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Returns the text of token ids."""

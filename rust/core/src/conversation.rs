@@ -412,7 +412,7 @@ fn parse_message(message: Value, name: &str, pointer: &str) -> Result<Message> {
         }
     };
     let written = object.shift_remove(content_key);
-    let parts = written.as_ref().and_then(Value::as_array).cloned();
+    let parts = written.as_ref().and_then(Value::as_array).map(|parts| parts.iter().map(text_part).collect());
     let content = parse_content(written, name, &format!("{pointer}/{content_key}"))?;
     let weight = take_weight(&mut object, name, pointer)?;
     let calls = object.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty());
@@ -515,6 +515,18 @@ fn parse_content(content: Option<Value>, name: &str, pointer: &str) -> Result<Op
             format!("{name} has content that is {}; expected a string", kind_of(&other)),
         )),
     }
+}
+
+/// A text part as chat templates read it: its text under `text`, whatever the row calls it.
+fn text_part(part: &Value) -> Value {
+    let mut part = part.clone();
+    if let Value::Object(object) = &mut part
+        && let Some(value) = object.shift_remove("value")
+    {
+        object.insert("type".to_owned(), "text".into());
+        object.insert("text".to_owned(), value);
+    }
+    part
 }
 
 /// Reads and removes the per-message weights of the field: `loss`, `loss_weight`, `loss_scale`, `weight`.

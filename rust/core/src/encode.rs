@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -96,7 +97,7 @@ pub enum Outcome {
 /// Turns rows into examples.
 pub struct Encoder {
     /// The tokenizer.
-    pub tokenizer: Box<dyn TokenizerEngine>,
+    pub tokenizer: Arc<dyn TokenizerEngine>,
     /// The chat template; without one only documents can be encoded.
     pub template: Option<ChatTemplate>,
     /// The one for conversations with tools, where the folder names one.
@@ -114,12 +115,28 @@ pub struct Encoder {
     /// Control tokens inside contents.
     pub control_tokens: ControlTokens,
     /// The control tokens of `tokenizer`.
-    pub special_tokens: ControlTokenSet,
+    pub special_tokens: Arc<ControlTokenSet>,
     /// Arguments for the chat template, under those of a row.
     pub chat_template_kwargs: Map<String, Value>,
 }
 
 impl Encoder {
+    /// The same but for the chat template, which stands for all chats.
+    #[must_use]
+    pub fn with_template(&self, template: ChatTemplate) -> Self {
+        Self {
+            tokenizer: self.tokenizer.clone(),
+            special_tokens: self.special_tokens.clone(),
+            template: Some(template),
+            tool_use_template: None,
+            system: self.system.clone(),
+            eos_token: self.eos_token.clone(),
+            controls: self.controls.clone(),
+            chat_template_kwargs: self.chat_template_kwargs.clone(),
+            ..*self
+        }
+    }
+
     /// The text of `row` and its segments.
     pub fn render(&self, row: &Row) -> Result<Rendered> {
         match row {

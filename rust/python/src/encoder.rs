@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use sftcore::collate::IGNORED;
 use sftcore::conversation::{Conversation, Row, Shape};
 use sftcore::encode::{ControlTokenSet, ControlTokens, Truncation};
@@ -22,6 +23,9 @@ type SegmentTuple = (usize, usize, bool);
 type TokenTuple = (u32, Option<String>, usize, usize, f32, Option<usize>, Option<usize>);
 /// Line, text, segments and, with a tokenizer, the number of tokens.
 type RenderedRow = (u64, String, Vec<SegmentTuple>, Option<usize>);
+
+/// Rows of a batch that one thread takes at a time.
+const ROWS_PER_TASK: usize = 32;
 
 #[pyclass(frozen, module = "sftcore._core")]
 pub(crate) struct Encoder {
@@ -64,7 +68,7 @@ impl Encoder {
             let template =
                 template.as_ref().or(pretrained.chat_template.as_ref()).map(compile).transpose()?;
             let core = sftcore::encode::Encoder {
-                special_tokens: ControlTokenSet::new(&*pretrained.tokenizer.engine),
+                special_tokens: Arc::new(ControlTokenSet::new(&*pretrained.tokenizer.engine)),
                 template,
                 tool_use_template: own.map(compile).transpose()?,
                 max_length,
@@ -92,25 +96,45 @@ impl Encoder {
         })
     }
 
+    /// The same with another chat template, given as Jinja source.
+    fn with_template(&self, py: Python<'_>, template: &str) -> PyResult<Self> {
+        enter_core(py, || {
+            let template = ChatTemplate::new(template, self.special_tokens.clone())?;
+            Ok(Self {
+                core: Arc::new(self.core.with_template(template)),
+                special_tokens: self.special_tokens.clone(),
+                tokenizer_hash: self.tokenizer_hash,
+                is_fast: self.is_fast,
+                engine_reason: self.engine_reason.clone(),
+                num_threads: self.num_threads,
+            })
+        })
+    }
+
     fn encode(&self, py: Python<'_>, row: &[u8]) -> PyResult<Example> {
         enter_core(py, || encode_row(&self.core, row))
     }
 
-    fn encode_batch(&self, py: Python<'_>, rows: Vec<Vec<u8>>) -> PyResult<Vec<Example>> {
+    fn encode_batch(&self, py: Python<'_>, rows: Vec<PyBackedBytes>) -> PyResult<Vec<Example>> {
         let core = self.core.clone();
-        let mut results = Vec::with_capacity(rows.len());
-        let mut examples = Ordered::start(rows.into_iter(), self.num_threads, 64, move |row: Vec<u8>| {
-            encode_row(&core, &row)
-        });
+        let rows = Arc::new(rows);
+        let num_rows = rows.len();
+        let mut results = Vec::with_capacity(num_rows);
+        // rows are short, so a thread takes many at a time
+        let starts = (0..num_rows).step_by(ROWS_PER_TASK);
+        let encode = move |start: usize| -> Result<Vec<Example>, (usize, Error)> {
+            let end = num_rows.min(start + ROWS_PER_TASK);
+            (start..end).map(|row| encode_row(&core, &rows[row]).map_err(|error| (row, error))).collect()
+        };
+        let mut tasks = Ordered::start(starts, self.num_threads, 4 * self.num_threads, encode);
         loop {
             py.check_signals()?;
-            match py.detach(|| examples.next(PATIENCE)) {
-                Next::Item(example) => results.push(example.map_err(|error| {
-                    to_python(
-                        py,
-                        &Error { message: format!("rows[{}]: {}", results.len(), error.message), ..error },
-                    )
-                })?),
+            match py.detach(|| tasks.next(PATIENCE)) {
+                Next::Item(Ok(examples)) => results.extend(examples),
+                Next::Item(Err((row, error))) => {
+                    let message = format!("rows[{row}]: {}", error.message);
+                    return Err(to_python(py, &Error { message, ..error }));
+                }
                 Next::End => return Ok(results),
                 Next::Pending => {}
                 Next::Failed => return Err(to_python(py, &worker_panicked())),
@@ -349,8 +373,8 @@ impl Template {
                 special_tokens.iter().find(|(name, _)| name == "eos_token").map(|(_, text)| text.clone());
             let template = ChatTemplate::new(source, SpecialTokens { named: special_tokens, texts })?;
             let core = sftcore::encode::Encoder {
-                special_tokens: ControlTokenSet::new(&NoTokenizer),
-                tokenizer: Box::new(NoTokenizer),
+                special_tokens: Arc::new(ControlTokenSet::new(&NoTokenizer)),
+                tokenizer: Arc::new(NoTokenizer),
                 template: Some(template),
                 tool_use_template: None,
                 controls: Controls::default(),

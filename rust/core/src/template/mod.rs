@@ -7,6 +7,7 @@
 mod controls;
 mod json;
 mod marks;
+mod python;
 mod spans;
 mod tags;
 
@@ -67,9 +68,10 @@ impl ChatTemplate {
         let mut add = |name: &'static str, text: String| {
             environment.add_template_owned(name, text).map_err(|error| compile_error(&error))
         };
-        add(PLAIN, tags::replace_generation_tags(source, false))?;
+        let rewritten = python::rewrite(source);
+        add(PLAIN, tags::replace_generation_tags(&rewritten, false))?;
         if tagged {
-            add(TAGGED, tags::replace_generation_tags(source, true))?;
+            add(TAGGED, tags::replace_generation_tags(&rewritten, true))?;
         }
         let mut template = Self {
             environment,
@@ -150,18 +152,19 @@ impl ChatTemplate {
         } else {
             message.content.as_deref()
         };
-        let content = match (content, &message.parts, mark) {
-            (None, _, _) => Value::from(()),
-            (Some(_), Some(parts), mark) if self.renders_parts && !is_lowered => {
+        // keys of a message that are null are left out, as Transformers does
+        let content = content.map(|text| match (&message.parts, mark) {
+            (Some(parts), mark) if self.renders_parts && !is_lowered => {
                 parts_value(parts, mark.map(marks::of).as_ref())
             }
-            (Some(text), _, None) => Value::from(text),
-            (Some(text), _, Some(index)) => Value::from(marks::mark(text, index)),
-        };
+            (_, None) => Value::from(text),
+            (_, Some(index)) => Value::from(marks::mark(text, index)),
+        });
         let reasoning = REASONING_KEYS
             .into_iter()
             .find_map(|key| message.extra.get(key).filter(|value| !value.is_null()));
-        let mut pairs = vec![("role", Value::from(message.role)), ("content", content)];
+        let mut pairs = vec![("role", Value::from(message.role))];
+        pairs.extend(content.map(|content| ("content", content)));
         if let Some(reasoning) = reasoning {
             pairs.push(("thinking", to_jinja(reasoning)));
         }
@@ -169,7 +172,7 @@ impl ChatTemplate {
             message
                 .extra
                 .iter()
-                .filter(|(key, _)| key.as_str() != VERBATIM_CALL)
+                .filter(|(key, value)| key.as_str() != VERBATIM_CALL && !value.is_null())
                 .map(|(key, value)| (key.as_str(), to_jinja(value))),
         );
         if let Some(reasoning) = reasoning {
@@ -312,14 +315,15 @@ fn new_environment() -> Result<Environment<'static>> {
     let now = jiff::Zoned::now();
     let mut environment = Environment::new();
     environment.set_syntax(syntax);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(python::unknown_method);
+    environment.add_filter(python::EACH, python::each);
+    environment.add_filter("trim", python::trim);
     environment.add_filter("tojson", json::tojson);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", move |format: &str| now.strftime(format).to_string());
-    // Jinja2 says `none is iterable` is false; templates get `tools=None` from Transformers
-    environment.add_test("iterable", |value: &Value| {
-        !value.is_none() && !value.is_undefined() && value.try_iter().is_ok()
-    });
+    // to Jinja2 `none` cannot be iterated (templates get `tools=None` from Transformers), but what is
+    // undefined can
+    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     Ok(environment)
 }
 

@@ -258,12 +258,36 @@ impl Tracker<'_> {
             if start > end {
                 return Err(unplaced(&format!("the turn of messages[{index}] ends before it begins")));
             }
+            self.check_said(index, start, end)?;
             turns.push(Turn { start, end, message: index });
             bound = start;
             later = index;
         }
         turns.reverse();
         Ok(turns)
+    }
+
+    /// A template may leave out what it does not know how to show; trained text must not get lost so.
+    fn check_said(&self, index: usize, start: usize, end: usize) -> Result<()> {
+        let message = &self.conversation.messages[index];
+        let place = self.places[index];
+        let content = marks::trim(message.content.as_deref().unwrap_or_default());
+        let is_followed = place.start.or(place.end).is_some();
+        if is_followed || content.is_empty() || !message.tool_calls().is_empty() || message.weight <= 0.0 {
+            return Ok(());
+        }
+        let answer = content.rsplit("</think>").next().unwrap_or(content).trim();
+        if self.text[start..end].contains(answer) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Template,
+            format!(
+                "the chat template leaves out or changes the content of messages[{index}], so it would not be \
+                 trained; it may want content as a list of parts ([{{\"type\": \"text\", \"text\": ...}}]), or be \
+                 made for another task; choose another --template, or set \"loss\": false on the message"
+            ),
+        ))
     }
 
     /// Where the turn of an assistant message begins: the end of what the generation prompt gives.
@@ -287,9 +311,10 @@ impl Tracker<'_> {
             if let Some(&given) = self.prompted.get(header) {
                 return Ok(header_start + given);
             }
-        } else if is_next {
-            // the mark is gone (reasoning was cut off, or there is only a tool call): the header is the
-            // first after the message before
+        }
+        if is_next {
+            // there is more between header and content than the prompt gives (reasoning), or no content to
+            // go by (only a tool call): the header is the first after the message before
             let found = prompt_borders(prompt).find_map(|length| {
                 let at = self.text.get(before..limit)?.find(&prompt[..length])?;
                 Some(self.repeat_of_prompt(before + at + length, &prompt[length..]))
@@ -352,10 +377,6 @@ impl Tracker<'_> {
             return Ok((prompted.len(), true));
         }
         let limit = place.start.or(place.end);
-        if let Some(at) = limit.and_then(|limit| rfind_end(&text[..limit], &self.template.generation_prompt))
-        {
-            return Ok((at, false));
-        }
         // the prompt opens more than earlier turns keep (a forced `<think>`): what both share is given
         let plain = self.template.render_messages(earlier, self.conversation, false);
         if let (Ok(prompted), Ok(plain)) = (&prompted, plain)

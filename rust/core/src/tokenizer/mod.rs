@@ -18,6 +18,7 @@ mod sentencepiece;
 mod split;
 
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::{Error, ErrorKind, Result};
 
@@ -93,7 +94,7 @@ impl FromStr for EngineChoice {
 /// An engine, and which one it is.
 pub struct Opened {
     /// Encodes.
-    pub engine: Box<dyn TokenizerEngine>,
+    pub engine: Arc<dyn TokenizerEngine>,
     /// Whether it is the fast one.
     pub is_fast: bool,
     /// Why the fast one does not run, where it was asked for.
@@ -104,13 +105,13 @@ pub struct Opened {
 pub fn open(bytes: &[u8], choice: EngineChoice) -> Result<Opened> {
     let reference = ReferenceTokenizer::from_bytes(bytes)?;
     if choice == EngineChoice::Reference {
-        return Ok(Opened { engine: Box::new(reference), is_fast: false, reason: None });
+        return Ok(Opened { engine: Arc::new(reference), is_fast: false, reason: None });
     }
     let (reference, reason) = match Parts::read(bytes) {
         Ok(parts) => {
             let fast = FastTokenizer::new(parts, reference);
             match probe::disagreement(&fast, fast.reference()) {
-                None => return Ok(Opened { engine: Box::new(fast), is_fast: true, reason: None }),
+                None => return Ok(Opened { engine: Arc::new(fast), is_fast: true, reason: None }),
                 Some(reason) => (fast.into_reference(), reason),
             }
         }
@@ -122,5 +123,5 @@ pub fn open(bytes: &[u8], choice: EngineChoice) -> Result<Opened> {
             format!("the fast engine cannot run this tokenizer: {reason}; choose --tokenizer_engine auto"),
         ));
     }
-    Ok(Opened { engine: Box::new(reference), is_fast: false, reason: Some(reason) })
+    Ok(Opened { engine: Arc::new(reference), is_fast: false, reason: Some(reason) })
 }
