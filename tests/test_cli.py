@@ -146,3 +146,17 @@ def test_a_wrong_file_is_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_env_names_the_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["env"]) == 0
     assert "sftcore       0.1.0" in capsys.readouterr().out
+
+
+def test_templates_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["templates", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert "qwen3 " in listed
+    assert "Llama 3 Instruct." in listed
+    assert main(["templates", "show", "gemma"]) == 0
+    shown = capsys.readouterr().out
+    assert "generation prompt: '<start_of_turn>model\\n'" in shown
+    assert "closes a turn with: <end_of_turn>" in shown
+    assert "<start_of_turn>model\n«4<end_of_turn>»" in shown
+    assert main(["templates", "show"]) == 2
+    assert "name a template" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from sftcore._core import __version__
 from sftcore.data.encoder import Encoder, Example, load_template
 from sftcore.data.loader import BatchLoader, Split
 from sftcore.data.show import RenderedRow, render_rows
+from sftcore.data.templates import TemplateView, list_templates, view_template
 
 __all__ = [
     "BatchLoader",
@@ -17,7 +18,10 @@ __all__ = [
     "Example",
     "RenderedRow",
     "Split",
+    "TemplateView",
     "__version__",
+    "list_templates",
     "load_template",
     "render_rows",
+    "view_template",
 ]

@@ -9,7 +9,7 @@ from sftcore import _core
 from sftcore.data.encoder import Encoder, load_template
 
 # What a packaged template may read when there is no tokenizer to say its own.
-_SPECIAL_TOKENS = [("bos_token", "<|im_start|>"), ("eos_token", "<|im_end|>")]
+SPECIAL_TOKENS = [("bos_token", "<|im_start|>"), ("eos_token", "<|im_end|>")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,15 +49,15 @@ def render_rows(
         rows = encoder._core.render_file(path, limit)
     else:
         source = load_template("chatml" if template == "auto" else template)
-        rows = _core.Template(source or "", _SPECIAL_TOKENS).render_file(path, limit)
+        rows = _core.Template(source or "", SPECIAL_TOKENS).render_file(path, limit)
     shape = _core.Template.shape_of(path)
     return [
-        RenderedRow(line=line, shape=shape, pieces=_pieces(text, segments), num_tokens=num_tokens)
+        RenderedRow(line=line, shape=shape, pieces=cut(text, segments), num_tokens=num_tokens)
         for line, text, segments, num_tokens in rows
     ]
 
 
-def _pieces(text: str, segments: list[tuple[int, int, bool]]) -> list[tuple[str, bool]]:
+def cut(text: str, segments: list[tuple[int, int, bool]]) -> list[tuple[str, bool]]:
     """Cuts a text at its segments, whose places are bytes of its UTF-8 form."""
     encoded = text.encode()
     return [(encoded[start:end].decode(), trained) for start, end, trained in segments]

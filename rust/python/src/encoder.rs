@@ -389,6 +389,29 @@ impl Template {
         })
     }
 
+    /// Text and segments of one row.
+    fn render_row(&self, py: Python<'_>, row: &[u8]) -> PyResult<(String, Vec<SegmentTuple>)> {
+        enter_core(py, || {
+            let rendered = self.core.render(&Row::from_json(row)?)?;
+            Ok((rendered.text, segment_tuples(&rendered.segments)))
+        })
+    }
+
+    #[getter]
+    fn turn_end(&self) -> Option<&str> {
+        self.core.template.as_ref().and_then(ChatTemplate::turn_end)
+    }
+
+    #[getter]
+    fn generation_prompt(&self) -> &str {
+        self.core.template.as_ref().map_or("", ChatTemplate::generation_prompt)
+    }
+
+    #[getter]
+    fn is_tagged(&self) -> bool {
+        self.core.template.as_ref().is_some_and(ChatTemplate::is_tagged)
+    }
+
     /// Line, text, segments and no number of tokens of the first `limit` rows of a file.
     fn render_file(&self, py: Python<'_>, path: PathBuf, limit: usize) -> PyResult<Vec<RenderedRow>> {
         enter_core(py, || render_file(&self.core, &path, limit, false))

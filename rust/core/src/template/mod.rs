@@ -99,6 +99,16 @@ impl ChatTemplate {
         self.turn_end.as_deref()
     }
 
+    /// What a generation prompt adds to a conversation that ends with a question.
+    pub fn generation_prompt(&self) -> &str {
+        &self.generation_prompt
+    }
+
+    /// Whether `{% generation %}` tags in the source say what is trained.
+    pub fn is_tagged(&self) -> bool {
+        self.tagged
+    }
+
     /// Whether tool schemas of a row reach the text.
     pub fn renders_tools(&self) -> bool {
         self.renders_tools

@@ -1,0 +1,82 @@
+"""Chat templates to look at: which there are, and what one makes of a conversation."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from sftcore import _core
+from sftcore.data.encoder import TEMPLATES, Encoder, load_template
+from sftcore.data.show import SPECIAL_TOKENS, cut
+from sftcore.errors import TemplateError
+
+_SAMPLE = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is 1 + 1?"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "And 2 + 2?"},
+    {"role": "assistant", "content": "4"},
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TemplateView:
+    """A chat template and what it does.
+
+    Attributes:
+        source: The Jinja source.
+        generation_prompt: What it adds for the model to answer; empty where it adds nothing.
+        turn_end: The token that closes an answer; None where it writes none.
+        is_tagged: Whether `{% generation %}` tags say what is trained; else contents are followed.
+        pieces: A sample conversation in order, each piece with whether it is trained.
+    """
+
+    source: str
+    generation_prompt: str
+    turn_end: str | None
+    is_tagged: bool
+    pieces: list[tuple[str, bool]]
+
+
+def list_templates() -> dict[str, str]:
+    """Returns the names of the packaged templates, each with what it is for."""
+    found = {}
+    for path in sorted(TEMPLATES.glob("*.jinja")):
+        comment = re.match(r"\{#-?(.*?)-?#\}", path.read_text(encoding="utf-8"), re.DOTALL)
+        found[path.stem] = " ".join(comment[1].split()) if comment else ""
+    return found
+
+
+def view_template(name: str, *, model: str | Path | None = None) -> TemplateView:
+    """Shows a template at work.
+
+    Args:
+        name: `auto` (that of `model`), a packaged name, or a `.jinja` file.
+        model: A model folder, whose special tokens the template reads.
+
+    Raises:
+        ConfigError: There is no such template.
+        TemplateError: It does not compile, refuses the sample, or cannot be followed.
+    """
+    special_tokens = SPECIAL_TOKENS
+    source = load_template(name)
+    if model is not None:
+        encoder = Encoder.from_pretrained(model, template=name)
+        source = encoder.chat_template
+        named = ("bos_token", "eos_token", "pad_token", "unk_token")
+        tokens = ((token, encoder._core.special_token(token)) for token in named)
+        special_tokens = [(token, text) for token, text in tokens if text is not None]
+    template = _core.Template(source or "", special_tokens)
+    try:
+        text, segments = template.render_row(json.dumps(_SAMPLE).encode())
+    except TemplateError:  # some have no place for a system message
+        text, segments = template.render_row(json.dumps(_SAMPLE[1:]).encode())
+    return TemplateView(
+        source=source or "",
+        generation_prompt=template.generation_prompt,
+        turn_end=template.turn_end,
+        is_tagged=template.is_tagged,
+        pieces=cut(text, segments),
+    )
