@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::added::AddedTokens;
 use super::bpe::{Merges, Workspace};
 use super::characters::Characters;
-use super::fast::{ByteLevel, Kind, NO_TOKEN};
+use super::fast::{ByteLevel, Kind, NO_TOKEN, is_nfc};
 use super::file::{AddedToken, Model, TokenizerFile, Vocabulary};
 use super::sentencepiece::{Joins, SPACE_MARK, SentencePiece};
 use super::split::{GPT2, Gap, Stage};
@@ -51,6 +51,9 @@ impl Parts {
             (Kind::SentencePiece(Box::new(sentencepiece(model, vocab, prepends)?)), added)
         } else {
             let needs_nfc = byte_level_normalizer(file.normalizer.as_ref())?;
+            if let Some(token) = normalized.iter().find(|token| needs_nfc && !is_nfc(&token.content)) {
+                return Err(format!("the added token {:?} changes when it is normalized", token.content));
+            }
             let stages = read_stages(file.pre_tokenizer.as_ref())?;
             let bytes = byte_tokens(vocab);
             let added = AddedTokens::new(normalized, |token| token.content.clone())?;
@@ -62,9 +65,10 @@ impl Parts {
         let mut whole_words = model.ignore_merges.then(HashMap::default);
         #[expect(clippy::iter_over_hash_type, reason = "each token has a place of its own")]
         for (token, &id) in vocab {
-            let text = if model.byte_fallback { spaced(token) } else { unmapped(token) };
-            lengths[id as usize] = u32::try_from(text.len()).map_err(|_| "a token is too long".to_owned())?;
-            if let Some(words) = &mut whole_words {
+            let text = if model.byte_fallback { Some(spaced(token)) } else { unmapped(token) };
+            let length = text.as_ref().map_or(token.len(), Vec::len);
+            lengths[id as usize] = u32::try_from(length).map_err(|_| "a token is too long".to_owned())?;
+            if let (Some(words), Some(text)) = (&mut whole_words, text) {
                 words.insert(text.into(), id);
             }
         }
@@ -79,6 +83,9 @@ fn check_model(model: &Model) -> Result<(), String> {
     }
     if model.dropout.is_some_and(|dropout| dropout > 0.0) {
         return Err("its merges drop out at random".to_owned());
+    }
+    if model.ignore_merges && model.byte_fallback {
+        return Err("it takes whole texts from its vocabulary before it merges".to_owned());
     }
     for affix in [&model.continuing_subword_prefix, &model.end_of_word_suffix].into_iter().flatten() {
         if !affix.is_empty() {
@@ -215,12 +222,14 @@ fn byte_character(byte: u8) -> char {
 }
 
 fn read_characters(model: &Model, merges: &Merges, bytes: &[u32; 256]) -> Result<Characters, String> {
-    let pairs: Option<Vec<_>> = model
-        .merges
-        .iter()
-        .map(|merge| merge.parts().map(|(left, right)| (unmapped(left), unmapped(right))))
-        .collect();
-    let pairs = pairs.ok_or("a merge has no two parts")?;
+    let mut pairs = Vec::with_capacity(model.merges.len());
+    for merge in &model.merges {
+        let (left, right) = merge.parts().ok_or("a merge has no two parts")?;
+        let (Some(left), Some(right)) = (unmapped(left), unmapped(right)) else {
+            return Err(format!("it merges {left:?} and {right:?}, which are not bytes"));
+        };
+        pairs.push((left, right));
+    }
     let mut workspace = Workspace::default();
     let pairs = pairs.iter().map(|(left, right)| (left.as_slice(), right.as_slice()));
     Ok(Characters::new(pairs, |word| {
@@ -231,9 +240,9 @@ fn read_characters(model: &Model, merges: &Merges, bytes: &[u32; 256]) -> Result
     }))
 }
 
-/// The bytes that a token of a byte-level vocabulary stands for; one of other characters (an added token
-/// that the vocabulary lists) is never made by merges, and stands for itself.
-fn unmapped(token: &str) -> Vec<u8> {
+/// The bytes that a token of a byte-level vocabulary stands for; none for one of other characters, such as an
+/// added token that the vocabulary lists, which text is never cut into.
+fn unmapped(token: &str) -> Option<Vec<u8>> {
     let byte = |character: char| match u32::from(character) {
         0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF => u8::try_from(u32::from(character)).ok(),
         code @ 0x100..=0x120 => u8::try_from(code - 0x100).ok(),
@@ -241,7 +250,7 @@ fn unmapped(token: &str) -> Vec<u8> {
         0x143 => Some(0xAD),
         _ => None,
     };
-    token.chars().map(byte).collect::<Option<Vec<u8>>>().unwrap_or_else(|| token.as_bytes().to_vec())
+    token.chars().map(byte).collect()
 }
 
 /// The text that a `SentencePiece` token stands for, before spaces were replaced.

@@ -291,7 +291,7 @@ fn find_wrap(reference: &ReferenceTokenizer) -> Option<(Vec<u32>, Vec<u32>)> {
 }
 
 /// Whether normalization form C leaves `text` as it is; "perhaps" counts as no.
-fn is_nfc(text: &str) -> bool {
+pub(super) fn is_nfc(text: &str) -> bool {
     if text.is_ascii() {
         return true;
     }
