@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -54,9 +55,8 @@ def write_corpus(path: Path, copies: int) -> None:
                     file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
 
 
-def peer(path: Path, folder: Path, num_processes: int) -> list[tuple[list[int], list[int]]]:
-    """`datasets` + `apply_chat_template` + a padding collator."""
-    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+def encode_with(tokenizer: Any) -> Callable[[dict], dict]:
+    """What the peer maps over rows: ids and mask by Transformers."""
 
     def encode(row: dict) -> dict:
         encoded = tokenizer.apply_chat_template(
@@ -67,10 +67,17 @@ def peer(path: Path, folder: Path, num_processes: int) -> list[tuple[list[int], 
         )
         return {"input_ids": encoded["input_ids"], "mask": encoded["assistant_masks"]}
 
+    return encode
+
+
+def peer(path: Path, folder: Path, num_processes: int) -> list[tuple[list[int], list[int]]]:
+    """`datasets` + `apply_chat_template` + a padding collator."""
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+
     with tempfile.TemporaryDirectory() as cache:
         rows = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=cache)
         rows = rows.map(
-            encode,
+            encode_with(tokenizer),
             remove_columns=["messages"],
             num_proc=num_processes if num_processes > 1 else None,
             load_from_cache_file=False,

@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,30 +26,20 @@ from pathlib import Path
 
 import datasets
 import transformers
-from data_path import SHARED, write_corpus
+from data_path import SHARED, encode_with, write_corpus
 
 from sftcore.data import Encoder
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from test_parity import TAGGED
 
 
 def trl_way(path: Path, folder: Path) -> list[tuple[list[int], list[int]]]:
     """Ids and masks through `datasets.map`."""
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
 
-    def encode(row: dict) -> dict:
-        encoded = tokenizer.apply_chat_template(
-            row["messages"],
-            chat_template=TAGGED,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-        )
-        return {"input_ids": encoded["input_ids"], "mask": encoded["assistant_masks"]}
-
     with tempfile.TemporaryDirectory() as cache:
         rows = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=cache)
-        rows = rows.map(encode, remove_columns=["messages"], load_from_cache_file=False)
+        rows = rows.map(
+            encode_with(tokenizer), remove_columns=["messages"], load_from_cache_file=False
+        )
         return list(zip(rows["input_ids"], rows["mask"], strict=True))
 
 

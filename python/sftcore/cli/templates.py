@@ -29,7 +29,7 @@ def register(subparsers: Subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="the packaged templates", epilog=EXAMPLE)
+    listing = actions.add_parser("list", help="the packaged templates")
     listing.set_defaults(run=run_list)
     show = actions.add_parser(
         "show",

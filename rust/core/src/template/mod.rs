@@ -300,7 +300,7 @@ fn check_markup(source: &str) -> Result<()> {
     for (number, line) in (1..).zip(source.lines()) {
         let adds = line.match_indices("safe").any(|(at, word)| {
             let (before, after) = (line[..at].trim_end(), line[at + word.len()..].trim_start());
-            before.ends_with('|') && after.starts_with(['+', '~']) && !after.starts_with("~ '")
+            before.ends_with('|') && after.starts_with(['+', '~'])
         });
         if adds {
             return Err(Error::new(

@@ -135,7 +135,7 @@ fn leave_last(text: &[u8], from: usize, end: usize) -> usize {
 }
 
 impl Stage {
-    /// The stage of `expression`; those of well-known models are compiled once per process.
+    /// The stage of `expression`.
     pub(super) fn regex(expression: &str, gap: Gap) -> Result<Self, String> {
         Ok(Self::Regex(Box::new(Splitter::new(expression, gap)?)))
     }
