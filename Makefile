@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 RUST := $(shell find rust Cargo.toml Cargo.lock -name '*.rs' -o -name 'Cargo.*' -type f)
 CORE := python/sftcore/_core.abi3.so
 
-.PHONY: quickstart test check parity bench wheel clean format
+.PHONY: quickstart test check parity bench engines wheel clean format
 
 quickstart: $(VENV)/.train $(CORE)
 	$(BIN)/python examples/quickstart/run.py
@@ -39,11 +39,17 @@ format: $(VENV)/.dev
 
 # every tokenizer with every template on rows of every data set of the shared data, beside Transformers
 parity: $(VENV)/.dev $(CORE)
-	$(BIN)/python tests/parity.py --shared $${SFTCORE_SHARED:-../shared/data}
+	$(BIN)/python tests/parity.py --shared $(SHARED)
 
 bench: $(VENV)/.bench $(CORE)
 	$(BIN)/python benches/encode.py
 	$(BIN)/python benches/data_path.py
+
+# our tokenizer engine beside the crates that read a tokenizer.json
+SHARED := $(abspath $(or $(SFTCORE_SHARED),../shared/data))
+engines:
+	cd benches/engines && cargo run --locked --release -- $(SHARED)/tokenizers $(addprefix $(SHARED)/datasets/, \
+	  codealpaca/code_alpaca_2k.json llamafactory/alpaca_zh_demo.json llamafactory/alpaca_en_demo.json self-llm/huanhuan.jsonl)
 
 wheel: $(VENV)/.base
 	$(BIN)/maturin build --release --out dist

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from sftcore.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sftcore.data import TemplateView
+
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 EXAMPLE = """example:
@@ -77,7 +79,28 @@ def run_show(known: argparse.Namespace) -> None:
     print(f"generation prompt: {view.generation_prompt!r}")
     print(f"closes a turn with: {view.turn_end or 'nothing, so the model does not learn to stop'}")
     print(f"what is trained is found {way}")
+    print(_describe_path(view))
     print("---")
     print(
         "".join(f"{opening}{text}{closing}" if trained else text for text, trained in view.pieces)
     )
+
+
+def _describe_path(view: TemplateView) -> str:
+    if not view.is_plain:
+        return "renders by Jinja: what stands round a content does not follow from the roles alone"
+    lines = [
+        "renders plain chats by the compiled form; by Jinja, rows with tools, reasoning or other keys"
+    ]
+    if view.jinja_triggers:
+        lines.append("  and contents with " + _in_short(view.jinja_triggers))
+    if view.jinja_end_triggers:
+        lines.append("  and contents that begin or end with " + _in_short(view.jinja_end_triggers))
+    return "\n".join(lines)
+
+
+def _in_short(texts: list[str], most: int = 8, longest: int = 24) -> str:
+    short = sorted(texts, key=len)
+    shown = [repr(text if len(text) <= longest else text[: longest - 3] + "...") for text in short]
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return ", ".join(shown[:most]) + more

@@ -30,6 +30,9 @@ class TemplateView:
         generation_prompt: What it adds for the model to answer; empty where it adds nothing.
         turn_end: The token that closes an answer; None where it writes none.
         is_tagged: Whether `{% generation %}` tags say what is trained; else contents are followed.
+        is_plain: Whether plain chats render by the compiled form; else Jinja renders all.
+        jinja_triggers: What in a content sends the row to Jinja all the same.
+        jinja_end_triggers: The same, for characters at the start or the end of a content.
         pieces: A sample conversation in order, each piece with whether it is trained.
     """
 
@@ -37,6 +40,9 @@ class TemplateView:
     generation_prompt: str
     turn_end: str | None
     is_tagged: bool
+    is_plain: bool
+    jinja_triggers: list[str]
+    jinja_end_triggers: list[str]
     pieces: list[tuple[str, bool]]
 
 
@@ -73,10 +79,14 @@ def view_template(name: str, *, model: str | Path | None = None) -> TemplateView
         text, segments = template.render_row(json.dumps(_SAMPLE).encode())
     except TemplateError:  # some have no place for a system message
         text, segments = template.render_row(json.dumps(_SAMPLE[1:]).encode())
+    is_plain, triggers, end_triggers = template.compiled_form()
     return TemplateView(
         source=source or "",
         generation_prompt=template.generation_prompt,
         turn_end=template.turn_end,
         is_tagged=template.is_tagged,
+        is_plain=is_plain,
+        jinja_triggers=triggers,
+        jinja_end_triggers=end_triggers,
         pieces=cut(text, segments),
     )

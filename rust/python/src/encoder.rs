@@ -412,6 +412,15 @@ impl Template {
         self.core.template.as_ref().is_some_and(ChatTemplate::is_tagged)
     }
 
+    /// Whether plain chats need no Jinja; what in a content and at its ends sends a row there all the same.
+    fn compiled_form(&self, py: Python<'_>) -> PyResult<(bool, Vec<String>, Vec<char>)> {
+        enter_core(py, || {
+            let form =
+                self.core.template.as_ref().map(|template| template.compiled_form(&self.core.controls));
+            Ok(form.map_or_else(Default::default, |form| (form.is_plain, form.triggers, form.end_triggers)))
+        })
+    }
+
     /// Line, text, segments and no number of tokens of the first `limit` rows of a file.
     fn render_file(&self, py: Python<'_>, path: PathBuf, limit: usize) -> PyResult<Vec<RenderedRow>> {
         enter_core(py, || render_file(&self.core, &path, limit, false))

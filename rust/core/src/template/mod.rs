@@ -4,10 +4,13 @@
 //! `apply_chat_template(tokenize=False)` gives; [`ChatTemplate::render_segments`] also says which
 //! bytes of it are trained (see [`spans`](self)).
 
+mod compiled;
 mod controls;
 mod json;
+mod literals;
 mod marks;
 mod python;
+mod rendered;
 mod spans;
 mod tags;
 
@@ -18,8 +21,9 @@ use serde_json::Value as Json;
 use crate::conversation::{Conversation, Message, VERBATIM_CALL};
 use crate::{Error, ErrorKind, Result};
 
+pub use compiled::CompiledForm;
 pub use controls::{Controls, Reasoning, TrainOn, TrainOnEos};
-pub use spans::{Rendered, Segment};
+pub use rendered::{Rendered, Segment};
 
 const PLAIN: &str = "chat template";
 const TAGGED: &str = "chat template with generation marks";
@@ -57,6 +61,8 @@ pub struct ChatTemplate {
     generation_prompt: String,
     /// The control token that closes an assistant turn.
     turn_end: Option<String>,
+    /// Shapes of conversations that need no Jinja any more.
+    compiled: compiled::Forms,
 }
 
 impl ChatTemplate {
@@ -84,6 +90,7 @@ impl ChatTemplate {
             opening: String::new(),
             generation_prompt: String::new(),
             turn_end: None,
+            compiled: compiled::Forms::default(),
         };
         template.probe();
         Ok(template)
@@ -117,6 +124,22 @@ impl ChatTemplate {
     /// The text of `conversation`, as `apply_chat_template(tokenize=False)` gives it.
     pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String> {
         self.render_messages(&conversation.messages, conversation, add_generation_prompt)
+    }
+
+    /// Renders `conversation` and says which bytes are trained: by the compiled form where there is one
+    /// for it, else by Jinja.
+    pub fn render_segments(&self, conversation: &Conversation, controls: &Controls) -> Result<Rendered> {
+        match self.compiled.render(self, conversation, controls) {
+            Some(rendered) => Ok(rendered),
+            None => {
+                self.follow(conversation, controls).map(|found| found.into_rendered(conversation, controls))
+            }
+        }
+    }
+
+    /// What the compiled form is good for under `controls`.
+    pub fn compiled_form(&self, controls: &Controls) -> CompiledForm {
+        self.compiled.describe(self, controls)
     }
 
     fn render_messages(

@@ -17,54 +17,14 @@ use crate::{Error, ErrorKind, Result};
 
 use super::controls::{Controls, TrainOn, TrainOnEos};
 use super::marks::{self, Mark, leading_white_space, take_marks};
+use super::rendered::{Rendered, Segment};
 use super::{ChatTemplate, PLAIN, TAGGED};
 
-/// A stretch of the rendered text; segments tile it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Segment {
-    /// First byte.
-    pub start: usize,
-    /// One past the last byte.
-    pub end: usize,
-    /// How much the loss of its tokens counts; 0 is not trained.
-    pub weight: f32,
-    /// The message it belongs to, for the turns of messages.
-    pub message: Option<usize>,
-}
-
-impl Segment {
-    /// Whether its tokens are trained.
-    pub fn is_trained(&self) -> bool {
-        self.weight > 0.0
-    }
-}
-
-/// A rendered conversation.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Rendered {
-    /// What `apply_chat_template(tokenize=False)` gives.
-    pub text: String,
-    /// Segments in order, without gaps, from 0 to the end of the text.
-    pub segments: Vec<Segment>,
-    /// The bytes of message contents, in order, as far as they could be followed.
-    pub contents: Vec<(usize, usize)>,
-    /// Whether a content that is in the text could not be followed to its end.
-    pub has_lost_content: bool,
-}
-
-impl Rendered {
-    /// A document: one trained segment.
-    pub fn document(text: String) -> Self {
-        let segments = vec![Segment { start: 0, end: text.len(), weight: 1.0, message: None }];
-        Self { text, segments, ..Self::default() }
-    }
-}
-
 /// The marks of one message in the plain render.
-#[derive(Debug, Clone, Copy, Default)]
-struct Place {
-    start: Option<usize>,
-    end: Option<usize>,
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Place {
+    pub(super) start: Option<usize>,
+    pub(super) end: Option<usize>,
 }
 
 /// What a message of the conversation says.
@@ -85,23 +45,42 @@ struct Tracker<'a> {
     prompted: HashMap<String, usize>,
 }
 
+/// A conversation that went through the template, with what is trained of it.
+#[derive(Debug, PartialEq)]
+pub(super) struct Followed {
+    pub(super) text: String,
+    /// What is trained, in order.
+    pub(super) spans: Vec<Segment>,
+    /// Where the content of each message went.
+    pub(super) places: Vec<Place>,
+}
+
+impl Followed {
+    /// Without what only the way here needed.
+    pub(super) fn into_rendered(self, conversation: &Conversation, controls: &Controls) -> Rendered {
+        let mut contents = Vec::with_capacity(self.places.len());
+        let mut lost = false;
+        for (place, message) in self.places.iter().zip(&conversation.messages) {
+            match (place.start, place.end) {
+                (Some(start), Some(end)) if start <= end => contents.push((start, end)),
+                _ => {
+                    lost |= message.content.as_deref().is_some_and(|text| !marks::trim(text).is_empty());
+                }
+            }
+        }
+        contents.sort_unstable();
+        Rendered::new(self.text, self.spans, contents, lost, controls)
+    }
+}
+
 impl ChatTemplate {
-    /// Renders `conversation` and says which bytes are trained.
-    pub fn render_segments(&self, conversation: &Conversation, controls: &Controls) -> Result<Rendered> {
+    /// Renders `conversation` by Jinja and finds which bytes are trained.
+    pub(super) fn follow(&self, conversation: &Conversation, controls: &Controls) -> Result<Followed> {
         let text = self.render(conversation, false)?;
         let places = self.places(conversation, &text);
         let mut tracker = Tracker { template: self, conversation, text, places, prompted: HashMap::new() };
-        let mut segments = tracker.segments(controls)?;
-        if controls.ignore_empty_think {
-            segments = without_empty_think(&tracker.text, segments);
-        }
-        let (contents, has_lost_content) = tracker.contents();
-        Ok(Rendered {
-            segments: tile(&segments, tracker.text.len()),
-            text: tracker.text,
-            contents,
-            has_lost_content,
-        })
+        let spans = tracker.segments(controls)?;
+        Ok(Followed { text: tracker.text, spans, places: tracker.places })
     }
 
     /// Where the contents went, by message; nothing where marks would change what is rendered.
@@ -439,22 +418,6 @@ impl Tracker<'_> {
         let token = self.template.turn_end.as_deref().unwrap_or_default();
         turn.start + said.strip_suffix(token).map_or(said.len(), str::len)
     }
-
-    /// The bytes of contents, and whether one that should be there is missing.
-    fn contents(&self) -> (Vec<(usize, usize)>, bool) {
-        let mut contents = Vec::with_capacity(self.places.len());
-        let mut lost = false;
-        for (place, message) in self.places.iter().zip(&self.conversation.messages) {
-            match (place.start, place.end) {
-                (Some(start), Some(end)) if start <= end => contents.push((start, end)),
-                _ => {
-                    lost |= message.content.as_deref().is_some_and(|text| !marks::trim(text).is_empty());
-                }
-            }
-        }
-        contents.sort_unstable();
-        (contents, lost)
-    }
 }
 
 /// The lengths at which a prompt may be cut, the whole first.
@@ -507,41 +470,4 @@ fn shared_prefix(left: &str, right: &str) -> usize {
         .take_while(|(one, other)| one == other)
         .map(|(one, _)| one.len_utf8())
         .sum()
-}
-
-/// Takes `<think></think>` with nothing but white space inside, and the white space after it, out of
-/// the trained segments.
-fn without_empty_think(text: &str, segments: Vec<Segment>) -> Vec<Segment> {
-    const OPEN: &str = "<think>";
-    const CLOSE: &str = "</think>";
-    let mut kept = Vec::with_capacity(segments.len());
-    for mut segment in segments {
-        let mut from = segment.start;
-        while let Some(open) = text[from..segment.end].find(OPEN).map(|at| from + at) {
-            from = open + OPEN.len();
-            let inside = text[from..segment.end].trim_start();
-            let Some(after) = inside.strip_prefix(CLOSE) else { continue };
-            kept.push(Segment { end: open, ..segment });
-            segment.start = segment.end - after.trim_start().len();
-            from = segment.start;
-        }
-        kept.push(segment);
-    }
-    kept
-}
-
-fn tile(spans: &[Segment], length: usize) -> Vec<Segment> {
-    let mut segments = Vec::with_capacity(2 * spans.len() + 1);
-    let mut at = 0;
-    for span in spans.iter().filter(|span| span.end > span.start) {
-        if span.start > at {
-            segments.push(Segment { start: at, end: span.start, weight: 0.0, message: None });
-        }
-        segments.push(*span);
-        at = span.end;
-    }
-    if at < length {
-        segments.push(Segment { start: at, end: length, weight: 0.0, message: None });
-    }
-    segments
 }
