@@ -35,7 +35,7 @@ const MAX_SHAPES: usize = 4096;
 /// Messages of a conversation, at most.
 const MAX_MESSAGES: usize = 1024;
 /// A shape of so many messages more must come once more before it is learned: long ones hardly come again.
-const MESSAGES_PER_SIGHT: usize = 64;
+const MESSAGES_PER_SIGHT: usize = 256;
 
 /// White space that no template writes itself, round the contents a shape is learned from.
 const LEADING: &str = "\u{2003}\t\u{2003}";
