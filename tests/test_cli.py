@@ -158,5 +158,10 @@ def test_templates_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> N
     assert "generation prompt: '<start_of_turn>model\\n'" in shown
     assert "closes a turn with: <end_of_turn>" in shown
     assert "<start_of_turn>model\n«4<end_of_turn>»" in shown
+    assert main(["templates", "show", "qwen3"]) == 0
+    shown = capsys.readouterr().out
+    assert "plain chats by the compiled form" in shown
+    assert "'</think>'" in shown
+    assert "begin or end with '\\n'" in shown
     assert main(["templates", "show"]) == 2
     assert "name a template" in capsys.readouterr().err

@@ -100,7 +100,6 @@ def _describe_path(view: TemplateView) -> str:
 
 
 def _in_short(texts: list[str], most: int = 8, longest: int = 24) -> str:
-    short = sorted(texts, key=len)
-    shown = [repr(text if len(text) <= longest else text[: longest - 3] + "...") for text in short]
+    shown = [repr(text if len(text) <= longest else text[: longest - 3] + "...") for text in texts]
     more = f" and {len(shown) - most} more" if len(shown) > most else ""
     return ", ".join(shown[:most]) + more

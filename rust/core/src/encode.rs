@@ -203,8 +203,11 @@ impl Encoder {
 
     /// The tokens of a rendered row.
     pub fn tokenize(&self, row: &Row, rendered: &Rendered) -> Result<Tokens> {
-        if self.control_tokens == ControlTokens::Text && matches!(row, Row::Chat(_)) {
-            if rendered.has_lost_content && self.has_control_token(&rendered.text) {
+        if self.control_tokens == ControlTokens::Text
+            && let Row::Chat(conversation) = row
+        {
+            let mut contents = conversation.messages.iter().filter_map(|message| message.content.as_deref());
+            if rendered.has_lost_content && contents.any(|content| self.has_control_token(content)) {
                 return Err(Error::row(
                     "",
                     "the chat template changes the content of a message, so control tokens in it cannot be told \

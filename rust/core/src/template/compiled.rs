@@ -196,6 +196,7 @@ impl Form {
         if ![forwards, backwards].iter().all(|text| agrees(&|_| format!("before {text} after"))) {
             form.triggers.append(&mut harmless);
         }
+        form.triggers = shortest(form.triggers);
         form.end_triggers.sort_unstable();
         form.end_triggers.dedup();
         form.finder = AhoCorasick::new(&form.triggers).ok();
@@ -268,6 +269,18 @@ impl Form {
         let all_the_same = odd.first().is_some_and(|content| agrees(&|_| (*content).to_owned()));
         all_the_same && (0..odd.len()).all(|turn| agrees(&|index| odd[(index + turn) % odd.len()].to_owned()))
     }
+}
+
+/// `literals` without those that hold another one.
+fn shortest(mut literals: Vec<String>) -> Vec<String> {
+    literals.sort_by_key(String::len);
+    let mut kept: Vec<String> = Vec::with_capacity(literals.len());
+    for literal in literals {
+        if !kept.iter().any(|shorter| literal.contains(shorter.as_str())) {
+            kept.push(literal);
+        }
+    }
+    kept
 }
 
 /// `literal` as the whole content, its start or its end.
