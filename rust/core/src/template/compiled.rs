@@ -309,11 +309,15 @@ fn shape_key(conversation: &Conversation) -> Option<Vec<u8>> {
         if is_blank || message.parts.is_some() || !message.extra.is_empty() {
             return None;
         }
-        match message.role {
-            "system" | "user" | "assistant" => key.push(message.role.as_bytes()[0]),
+        let role = match message.role {
+            "system" | "user" | "assistant" => message.role.as_bytes()[0],
             _ => return None,
-        }
-        if message.weight.to_bits() != 1f32.to_bits() {
+        };
+        if message.weight.to_bits() == 1f32.to_bits() {
+            key.push(role);
+        } else {
+            // a capital says that four bytes follow, so that no two shapes share a key
+            key.push(role.to_ascii_uppercase());
             key.extend(message.weight.to_bits().to_be_bytes());
         }
     }

@@ -104,6 +104,9 @@ fn what_a_template_looks_for_goes_through_jinja() {
 fn rows_with_more_than_plain_messages_go_through_jinja() {
     let mut with_tools = chat(&[("user", "Hi".to_owned()), ("assistant", "Hello".to_owned())]);
     assert_eq!(shape_key(&with_tools).as_deref(), Some(b"ua".as_slice()));
+    let mut weighted = with_tools.clone();
+    weighted.messages[0].weight = f32::from_be_bytes(*b"aaaa");
+    assert_eq!(shape_key(&weighted).as_deref(), Some(b"Uaaaaa".as_slice()));
     let mut blank = with_tools.clone();
     blank.messages[0].content = Some(" \n".to_owned());
     let mut named = with_tools.clone();
