@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sftcore.config import InferConfig, MergeConfig, TrainConfig
-    from sftcore.data import BatchLoader, Encoder, __version__
+    from sftcore.data import (
+        BatchLoader,
+        DatasetSource,
+        Encoder,
+        __version__,
+        register_dataset,
+        resolve_sources,
+    )
     from sftcore.export.merge import merge
     from sftcore.infer import infer
     from sftcore.train import train
 
 __all__ = [
     "BatchLoader",
+    "DatasetSource",
     "Encoder",
     "InferConfig",
     "MergeConfig",
@@ -24,11 +32,14 @@ __all__ = [
     "__version__",
     "infer",
     "merge",
+    "register_dataset",
+    "resolve_sources",
     "train",
 ]
 
 _HOMES = {
     "BatchLoader": "sftcore.data",
+    "DatasetSource": "sftcore.data",
     "Encoder": "sftcore.data",
     "InferConfig": "sftcore.config",
     "MergeConfig": "sftcore.config",
@@ -36,6 +47,8 @@ _HOMES = {
     "__version__": "sftcore.data",
     "infer": "sftcore.infer",
     "merge": "sftcore.export",
+    "register_dataset": "sftcore.data",
+    "resolve_sources": "sftcore.data",
     "train": "sftcore.train",
 }
 

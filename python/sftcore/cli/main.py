@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sftcore.cli import data, env, infer, merge, templates, train
+from sftcore.cli import data, datasets, env, infer, merge, templates, train
 from sftcore.config.schema import did_you_mean
 from sftcore.errors import ConfigError, SftcoreError
 
@@ -72,6 +72,6 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--version", action="version", version=f"sftcore {importlib.metadata.version('sftcore')}"
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (train, infer, merge, data, templates, env):
+    for command in (train, infer, merge, data, datasets, templates, env):
         command.register(subparsers)
     return parser, dict(subparsers.choices)

@@ -37,6 +37,10 @@ class DataConfig:
     """Files (.jsonl, .json, .txt; FILE#N draws N rows) or bundled names (self-cognition, everyday)."""
     val_dataset: list[str] = field(default_factory=list)
     """Files to evaluate on, in place of a part of --dataset."""
+    dataset_info: list[str] = field(default_factory=list)
+    """Files that name more data sets: .toml, .json or .yaml, in the form of sftcore, LLaMA-Factory or ms-swift."""
+    use_hf: bool | None = None
+    """The hub of an id without hf:: or ms::; true is Hugging Face, false ModelScope, else as $USE_HF says."""
     split_dataset_ratio: float = 0.01
     """The share of --dataset held out for evaluation; 0 trains on all rows and evaluates nothing."""
     system: str | None = None

@@ -9,19 +9,29 @@ from __future__ import annotations
 from sftcore._core import __version__
 from sftcore.data.encoder import Encoder, Example, load_template
 from sftcore.data.loader import BatchLoader, Split
+from sftcore.data.registry import DatasetEntry, Registry, register_dataset
+from sftcore.data.rewrite import ModelNames
 from sftcore.data.show import RenderedRow, render_rows
+from sftcore.data.sources import DatasetSource, open_registry, resolve_sources
 from sftcore.data.templates import TemplateView, list_templates, view_template
 
 __all__ = [
     "BatchLoader",
+    "DatasetEntry",
+    "DatasetSource",
     "Encoder",
     "Example",
+    "ModelNames",
+    "Registry",
     "RenderedRow",
     "Split",
     "TemplateView",
     "__version__",
     "list_templates",
     "load_template",
+    "open_registry",
+    "register_dataset",
     "render_rows",
+    "resolve_sources",
     "view_template",
 ]

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from sftcore.config.folders import cache_folder
 from sftcore.config.schema import did_you_mean
 from sftcore.errors import ConfigError
 from sftcore.models.gguf import convert_gguf
@@ -21,21 +21,14 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+__all__ = ["cache_folder", "read_registry", "resolve_model"]
+
 
 def read_registry() -> dict[str, dict[str, Any]]:
     """Returns the short names and what they stand for."""
     path = Path(__file__).with_name("registry.toml")
     registry: dict[str, dict[str, Any]] = tomllib.loads(path.read_text(encoding="utf-8"))
     return registry
-
-
-def cache_folder() -> Path:
-    """Returns the folder for converted models: `$SFTCORE_CACHE`, else the user's cache folder."""
-    given = os.environ.get("SFTCORE_CACHE")
-    if given:
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sftcore"
 
 
 def resolve_model(name: str) -> Path:

@@ -1,80 +1,75 @@
-"""Names of data sets to files.
+"""The data sets of a configuration to what the loader takes.
 
-`self-cognition` is filled with the names the user gives and written, under a name that says its
-content, into the cache folder, so that a resumed run finds the very same file.
+Names, folders, patterns and ids of hubs become files in `sftcore.data`; here they are checked against the
+settings of the run that only some of them need.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from sftcore.config import TrainConfig
-from sftcore.config.schema import did_you_mean
+from sftcore.data import DatasetSource, ModelNames, open_registry, resolve_sources
+from sftcore.data.reference import parse_reference
 from sftcore.errors import ConfigError
-from sftcore.models.registry import cache_folder
-
-_FOLDER = Path(__file__).parent.parent / "datasets"
-BUNDLED = {
-    "self-cognition": _FOLDER / "self_cognition.jsonl",
-    "everyday": _FOLDER / "everyday.jsonl",
-}
 
 
-def resolve_datasets(names: list[str], config: TrainConfig) -> list[str]:
-    """Returns the path of each data set, keeping a `#N` suffix.
+def find_sources(names: Sequence[str], config: TrainConfig) -> list[DatasetSource]:
+    """Returns the sources of the data sets, with the names of the model filled in where they teach them.
 
     Raises:
         ConfigError: A name is unknown, or self-cognition lacks a name to teach.
     """
-    bases = [name.partition("#")[0] for name in names]
-    wants_names = "self-cognition" in bases
+    registry = open_registry(config.dataset_info)
+    teaching = {
+        name
+        for name in (*names, *config.dataset)
+        if (reference := parse_reference(name)).kind == "name"
+        and (entry := registry.find(reference.text)) is not None
+        and entry.fill_names
+    }
     for setting in ("model_name", "model_author"):
-        if getattr(config, setting) and "self-cognition" not in (*bases, *config.dataset):
+        if getattr(config, setting) and not teaching:
             raise ConfigError(f"--{setting} has no effect without --dataset self-cognition")
-        if wants_names and not getattr(config, setting):
+        if teaching.intersection(names) and not getattr(config, setting):
             raise ConfigError(
                 f"--dataset self-cognition needs --{setting}, for example --model_name 小松 Sofie "
                 f'--model_author 松果实验室 "Pinecone Lab"'
             )
+    model_names = None
+    if config.model_name and config.model_author:
+        model_names = ModelNames(
+            model_name=tuple(config.model_name), model_author=tuple(config.model_author)
+        )
+    return resolve_sources(
+        names, dataset_info=config.dataset_info, use_hf=config.use_hf, names=model_names
+    )
+
+
+def loader_paths(sources: Sequence[DatasetSource]) -> list[str]:
+    """Returns the sources as `BatchLoader` takes them: a path for each file, with `#N` behind it.
+
+    Raises:
+        ConfigError: A source asks for what paths alone cannot say.
+    """
     paths = []
-    for name in names:
-        base, mark, number = name.partition("#")
-        if base in BUNDLED:
-            path = BUNDLED[base]
-            if base == "self-cognition":
-                path = _fill_names(path, config.model_name, config.model_author)
-            paths.append(f"{path}{mark}{number}")
-        elif "/" not in base and "." not in base and not Path(base).exists():
+    for source in sources:
+        if source.files == (Path("-"),):
             raise ConfigError(
-                f'dataset "{base}" is unknown: no such file, and not one of {", ".join(BUNDLED)}'
-                f"{did_you_mean(base, BUNDLED)}"
+                "--dataset -: training goes over its rows more than once; pass a file"
             )
-        else:
-            paths.append(name)
+        if source.columns:
+            keys = ", ".join(f"{key} as {meant}" for key, meant in source.columns.items())
+            raise ConfigError(
+                f"--dataset {source.name}: its keys are read under other names ({keys}), which training does not do; "
+                "rename them in the file"
+            )
+        if source.sample is not None and len(source.files) > 1:
+            raise ConfigError(
+                f"--dataset {source.name}#{source.sample}: its rows lie in {len(source.files)} files, and training "
+                "draws from one alone; name the files with a #N each"
+            )
+        mark = "" if source.sample is None else f"#{source.sample}"
+        paths += [f"{file}{mark}" for file in source.files]
     return paths
-
-
-def _fill_names(path: Path, names: list[str], authors: list[str]) -> Path:
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        # one name stands for both languages, of two the first is the Chinese one
-        place = 0 if row["language"] == "zh" else -1
-        for key in ("query", "response"):
-            text = row[key].replace("{{NAME}}", names[place])
-            row[key] = text.replace("{{AUTHOR}}", authors[place])
-        rows.append(json.dumps(row, ensure_ascii=False))
-    content = ("\n".join(rows) + "\n").encode()
-    folder = cache_folder() / "datasets"
-    filled = folder / f"self_cognition-{hashlib.sha256(content).hexdigest()[:12]}.jsonl"
-    if not filled.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(temporary).replace(filled)
-    return filled

@@ -17,7 +17,7 @@ from sftcore.data import BatchLoader, Encoder
 from sftcore.errors import ConfigError, SftcoreError
 from sftcore.models import load_model, pick_dtype, quieten, resolve_model
 from sftcore.train.callbacks import EvaluateAtEnd, ShowProgress, WriteLog, draw_loss
-from sftcore.train.datasets import resolve_datasets
+from sftcore.train.datasets import find_sources, loader_paths
 from sftcore.train.output import make_run_folder, write_args
 from sftcore.train.trainer import SftTrainer, read_loader_state
 from sftcore.tuners import apply_tuner, count_parameters
@@ -119,7 +119,7 @@ def _open_loaders(
     eval_batch_size = config.per_device_eval_batch_size or config.per_device_train_batch_size
     held_out = config.split_dataset_ratio > 0 and not config.val_dataset
     train_loader = BatchLoader(
-        resolve_datasets(config.dataset, config),
+        _paths_of(config.dataset, config),
         encoder,
         batch_size=config.per_device_train_batch_size,
         gradient_accumulation_steps=config.accumulation_steps(world_size),
@@ -128,7 +128,7 @@ def _open_loaders(
         **settings,
     )
     if config.val_dataset:
-        paths = resolve_datasets(config.val_dataset, config)
+        paths = _paths_of(config.val_dataset, config)
         return train_loader, BatchLoader(
             paths, encoder, batch_size=eval_batch_size, mode="sequential", **settings
         )
@@ -136,6 +136,13 @@ def _open_loaders(
     if held_out and train_loader.report["examples"] > 1:
         return train_loader, train_loader.sibling(split="validation", batch_size=eval_batch_size)
     return train_loader, None
+
+
+def _paths_of(names: list[str], config: TrainConfig) -> list[str]:
+    sources = find_sources(names, config)
+    for note in (note for source in sources for note in source.notes):
+        _say(f"note: {note}")
+    return loader_paths(sources)
 
 
 def _describe_data(train_loader: BatchLoader, eval_loader: BatchLoader | None) -> str:
