@@ -78,7 +78,7 @@ $(VENV)/.train: $(VENV)/.base
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.train
-	$(PIP) -r <($(EXTRA) dev)
+	$(PIP) -r <($(EXTRA) hub dev)
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev

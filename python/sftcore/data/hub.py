@@ -96,7 +96,7 @@ def fetch_url(url: str) -> Path:
         ConfigError: The client is not installed, the address names no file of rows, or the file cannot be
             had whole.
     """
-    shown = _without_secrets(url)
+    shown = shown_address(url)
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     if kind_of(name) is None:
         raise ConfigError(
@@ -120,10 +120,24 @@ def fetch_url(url: str) -> Path:
             )
         )
     except (OSError, ValueError) as error:  # those of requests are OSErrors
+        why = _without_secrets(f"{type(error).__name__}: {error}", url)
         raise ConfigError(
-            f"{shown} could not be fetched ({type(error).__name__}: {_in_short(error)}); check the address and the "
-            f"network, {_LOCAL}"
+            f"{shown} could not be fetched ({_in_short(why)}); check the address and the network, {_LOCAL}"
         ) from error
+
+
+def shown_address(url: str) -> str:
+    """Returns an address without user, password and query, which may hold what is secret."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _without_secrets(text: str, url: str) -> str:
+    parts = urlsplit(url)
+    for secret in (parts.query, parts.netloc.rpartition("@")[0], parts.password):
+        if secret:
+            text = text.replace(secret, "…")
+    return text
 
 
 def _list_huggingface(asked: str, hub_id: str) -> list[str]:
@@ -179,7 +193,7 @@ def _client(module: str, asked: str) -> Any:
 
 
 def _unreachable(hub: Hub, asked: str, error: Exception) -> ConfigError:
-    why = f"{type(error).__name__}: {_in_short(error)}"
+    why = _in_short(f"{type(error).__name__}: {error}")
     if hub == "hf" and is_offline():
         return ConfigError(
             f"{asked} is not on this machine, and HF_HUB_OFFLINE=1 keeps from asking the hub ({why}); fetch it where "
@@ -192,12 +206,6 @@ def _unreachable(hub: Hub, asked: str, error: Exception) -> ConfigError:
     )
 
 
-def _in_short(error: Exception) -> str:
-    text = " ".join(str(error).split())
+def _in_short(text: str) -> str:
+    text = " ".join(text.split())
     return text if len(text) <= 200 else f"{text[:200]}…"
-
-
-def _without_secrets(url: str) -> str:
-    """Returns an address without user, password and query, which may hold what is secret."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

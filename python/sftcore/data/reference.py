@@ -16,6 +16,7 @@ from sftcore.errors import ConfigError
 Kind = Literal["path", "stdin", "url", "glob", "hf", "ms", "name"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
@@ -65,6 +66,10 @@ def parse_reference(text: str) -> Reference:
         base = text
     if re.match(r"https?://", base, re.IGNORECASE):
         return Reference(kind="url", text=base, sample=sample)
+    if scheme := _SCHEME.match(base):
+        raise ConfigError(
+            f"{text}: {scheme[0]} is not fetched from; expected http:// or https://, or a path of what is here"
+        )
     if _DRIVE.match(base):
         return Reference(kind="path", text=base, sample=sample)
     prefix, mark, rest = base.partition("::")

@@ -16,7 +16,7 @@ from typing import Any
 from sftcore.config.schema import did_you_mean
 from sftcore.data.dataset_info import read_dataset_info
 from sftcore.data.folders import expand_glob, is_glob, list_folder, near_names
-from sftcore.data.hub import Hub, fetch_from_hub, fetch_url
+from sftcore.data.hub import Hub, fetch_from_hub, fetch_url, shown_address
 from sftcore.data.kinds import kind_of
 from sftcore.data.reference import Reference, find_path, is_hub_id, parse_reference
 from sftcore.data.registry import (
@@ -157,7 +157,8 @@ class _Resolver:
             files, notes = expand_glob(reference.text)
             return _source(reference, files, notes), False
         if reference.kind == "url":
-            return _source(reference, [fetch_url(reference.text)], []), False
+            source = _source(reference, [fetch_url(reference.text)], [])
+            return replace(source, name=shown_address(reference.text)), False
         if reference.kind in ("hf", "ms"):
             hub: Hub = "hf" if reference.kind == "hf" else "ms"
             return self._from_id(reference, hub)
