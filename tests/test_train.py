@@ -320,3 +320,47 @@ def test_a_stream_gives_the_same_text_as_the_whole_answer(model: Path) -> None:
     pieces: list[str] = []
     answer = chat.answer([{"role": "user", "content": "你好"}], on_text=pieces.append)
     assert "".join(pieces).strip() == answer
+
+
+def test_data_sets_of_every_kind_become_paths(model: Path, rows: Path, tmp_path: Path) -> None:
+    from sftcore.train.datasets import find_sources, loader_paths
+
+    info = tmp_path / "info.json"
+    info.write_text(
+        json.dumps(
+            {"mine": {"files": str(rows)}, "odd": {"files": str(rows), "columns": {"a": "b"}}}
+        )
+    )
+    config = config_of(
+        model, rows, tmp_path, dataset=["mine#3", str(rows.parent)], dataset_info=[str(info)]
+    )
+    assert loader_paths(find_sources(config.dataset, config)) == [f"{rows}#3", str(rows)]
+    with pytest.raises(ConfigError, match="--dataset odd: its keys are read under other names"):
+        loader_paths(find_sources(["odd"], config))
+    with pytest.raises(
+        ConfigError, match="--dataset -: training goes over its rows more than once"
+    ):
+        loader_paths(find_sources(["-"], config))
+    rows.with_name("more.jsonl").write_bytes(rows.read_bytes())
+    with pytest.raises(ConfigError, match="#2: its rows lie in 2 files"):
+        loader_paths(find_sources([f"{rows.parent}#2"], config))
+    rows.with_name("more.jsonl").unlink()
+
+
+def test_names_are_asked_for_just_where_they_are_taught(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sftcore.train.datasets import find_sources
+
+    monkeypatch.setenv("SFTCORE_CACHE", str(tmp_path / "cache"))
+    names = {"model_name": ["Sofie"], "model_author": ["Pinecone Lab"]}
+    config = config_of(model, rows, tmp_path, dataset=["self-cognition#5"], **names)
+    (source,) = find_sources(config.dataset, config)
+    assert source.sample == 5
+    assert "Sofie" in source.files[0].read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="--dataset self-cognition needs --model_author"):
+        find_sources(config.dataset, replace(config, model_author=[]))
+    with pytest.raises(
+        ConfigError, match="--model_name has no effect without --dataset self-cognition"
+    ):
+        find_sources([str(rows)], replace(config, dataset=[str(rows)]))
