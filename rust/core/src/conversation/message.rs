@@ -1,211 +1,232 @@
 //! One message of a row: its role, its content, its calls of tools and its weight.
+//!
+//! A list of messages comes in as it is written, by the keys of `OpenAI` (`role`, `content`), `ShareGPT`
+//! (`from`, `value`) or as rounds (`human`, `assistant`); messages of the chat-template world go out. A
+//! message that answers several calls at once becomes several, in the order in which they are written.
+
+use std::fmt;
 
 use serde_json::{Map, Value};
 
+use super::calls::{VERBATIM_CALL, parse_function_call, read_calls};
+use super::content::{self, Content};
+use super::literal::parse_literal;
+use super::query::push_round;
 use super::{Message, key_list, kind_of};
 use crate::{Error, Result};
 
-pub(super) fn push_messages(
-    messages: &mut Vec<Message>,
-    mut object: Map<String, Value>,
-    key: &str,
-) -> Result<()> {
+/// The place of a message in its row, written out only for an error.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spot<'k> {
+    /// The key of the list.
+    pub(super) list: &'k str,
+    /// The place in the list.
+    pub(super) index: usize,
+}
+
+impl fmt::Display for Spot<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}]", self.list, self.index)
+    }
+}
+
+impl Spot<'_> {
+    /// An error about what stands at `path` (empty, or with a leading slash) within the message.
+    pub(super) fn error(self, path: &str, message: impl fmt::Display) -> Error {
+        Error::row(format!("/{}/{}{path}", self.list, self.index), format!("{self}{message}"))
+    }
+}
+
+/// The list of messages under `key`, which a table may hold as text.
+pub(super) fn take_list(object: &mut Map<String, Value>, key: &str) -> Result<Vec<Value>> {
+    let wrong = |found: &str| {
+        Error::row(format!("/{key}"), format!("\"{key}\" is {found}; expected a list of messages"))
+    };
     let list = match object.shift_remove(key) {
         Some(Value::Array(list)) => list,
-        Some(other) => {
-            return Err(Error::row(
-                format!("/{key}"),
-                format!("\"{key}\" is {}; expected a list of messages", kind_of(&other)),
-            ));
-        }
-        None => return Err(Error::row("", format!("a row has no \"{key}\""))),
+        Some(Value::String(text)) => match parse_literal(&text) {
+            Some(Value::Array(list)) => list,
+            _ => return Err(wrong("a string")),
+        },
+        other => return Err(wrong(kind_of(&other.unwrap_or_default()))),
     };
     if list.is_empty() {
         return Err(Error::row(format!("/{key}"), format!("\"{key}\" is an empty list; remove the row")));
     }
-    let leading_system = messages.pop();
+    Ok(list)
+}
+
+/// Adds the messages of `list`, the value under `key`.
+pub(super) fn push_messages(messages: &mut Vec<Message>, list: Vec<Value>, key: &str) -> Result<()> {
+    let is_led = messages.first().is_some_and(|message| message.role == "system");
     for (index, message) in list.into_iter().enumerate() {
-        let pointer = format!("/{key}/{index}");
-        messages.push(parse_message(message, &format!("{key}[{index}]"), &pointer)?);
-    }
-    if let Some(system) = leading_system {
-        if messages[0].role == "system" {
-            return Err(Error::row(
-                format!("/{key}/0"),
-                format!("a row has both \"system\" and a system message in {key}[0]; keep one"),
-            ));
+        let spot = Spot { list: key, index };
+        let first = messages.len();
+        push_message(messages, message, spot)?;
+        if index == 0 && is_led && messages.get(first).is_some_and(|message| message.role == "system") {
+            let problem = format!("a row has both \"system\" and a system message in {spot}; keep one");
+            return Err(Error::row(format!("/{key}/0"), problem));
         }
-        messages.insert(0, system);
     }
     Ok(())
 }
 
-fn parse_message(message: Value, name: &str, pointer: &str) -> Result<Message> {
-    let Value::Object(mut object) = message else {
-        return Err(Error::row(
-            pointer,
-            format!("{name} is {}; expected an object with \"role\" and \"content\"", kind_of(&message)),
-        ));
+/// What a written role stands for.
+enum Role {
+    /// A role of the chat template.
+    Is(&'static str),
+    /// An assistant whose content is a call of a tool.
+    Call,
+}
+
+fn role_of(written: &str) -> Option<Role> {
+    let role = match written {
+        "user" | "human" | "prompter" => "user",
+        "assistant" | "gpt" | "bot" | "chatgpt" | "bard" | "bing" | "model" | "ai" => "assistant",
+        "system" => "system",
+        "developer" => "developer",
+        "tool" | "tool_response" | "observation" | "function" | "function_response" | "tool_result"
+        | "ipython" => "tool",
+        "function_call" | "tool_call" => return Some(Role::Call),
+        _ if written.bytes().any(|byte| byte.is_ascii_uppercase()) => {
+            return role_of(&written.to_ascii_lowercase());
+        }
+        _ => return None,
+    };
+    Some(Role::Is(role))
+}
+
+fn push_message(messages: &mut Vec<Message>, message: Value, spot: Spot) -> Result<()> {
+    let mut object = match message {
+        Value::Object(object) => object,
+        other => {
+            let found = kind_of(&other);
+            return Err(
+                spot.error("", format!(" is {found}; expected an object with \"role\" and \"content\""))
+            );
+        }
     };
     let Some(role_key) = ["role", "from"].into_iter().find(|key| object.contains_key(*key)) else {
-        return Err(missing_key(&object, name, pointer, "role"));
+        return push_round(messages, object, spot);
     };
-    let Some(content_key) = ["content", "value"].into_iter().find(|key| object.contains_key(*key)) else {
-        if object.contains_key("tool_calls") {
-            object.insert("content".to_owned(), Value::Null);
-            return parse_message(Value::Object(object), name, pointer);
-        }
-        return Err(missing_key(&object, name, pointer, "content"));
+    let content_key = ["content", "value"].into_iter().find(|key| object.contains_key(*key));
+    let makes_calls = || ["tool_calls", "function_call"].iter().any(|key| object.contains_key(*key));
+    let content_key = match content_key {
+        Some(key) => key,
+        None if makes_calls() => "content",
+        None => return Err(missing_key(&object, spot, "content")),
     };
     let written = match object.shift_remove(role_key) {
         Some(Value::String(role)) => role,
         other => {
             let found = kind_of(&other.unwrap_or_default());
-            return Err(Error::row(
-                format!("{pointer}/{role_key}"),
-                format!("{name}.{role_key} is {found}; expected a string"),
-            ));
+            return Err(
+                spot.error(&format!("/{role_key}"), format!(".{role_key} is {found}; expected a string"))
+            );
         }
     };
-    let role = match written.as_str() {
-        "system" => "system",
-        "developer" => "developer",
-        "user" | "human" => "user",
-        "assistant" | "gpt" | "bot" => "assistant",
-        "tool" | "tool_response" | "observation" => "tool",
-        "function_call" | "tool_call" => return parse_function_call(object, content_key, name, pointer),
-        _ => {
-            return Err(Error::row(
-                format!("{pointer}/{role_key}"),
+    let content = object.shift_remove(content_key).unwrap_or_default();
+    let weight = take_weight(&mut object, spot)?;
+    let role = match role_of(&written) {
+        Some(Role::Is(role)) => role,
+        Some(Role::Call) => {
+            let call = parse_function_call(object, content, weight, content_key, spot)?;
+            add_call(messages, call);
+            return Ok(());
+        }
+        None => {
+            return Err(spot.error(
+                &format!("/{role_key}"),
                 format!(
-                    "{name}.{role_key} is \"{written}\"; expected system, user (human), assistant (gpt, bot), \
+                    ".{role_key} is \"{written}\"; expected system, user (human), assistant (gpt, bot), \
                      tool (observation, tool_response) or function_call"
                 ),
             ));
         }
     };
-    let written = object.shift_remove(content_key);
-    let parts = written.as_ref().and_then(Value::as_array).map(|parts| parts.iter().map(text_part).collect());
-    let content = parse_content(written, name, &format!("{pointer}/{content_key}"))?;
-    let weight = take_weight(&mut object, name, pointer)?;
-    let calls = object.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty());
-    if content.as_deref().is_none_or(|text| text.trim().is_empty()) {
-        if content.is_none() && !calls {
-            return Err(Error::row(
-                format!("{pointer}/{content_key}"),
-                format!("{name}.{content_key} is null; expected a string, or tool_calls beside it"),
-            ));
-        }
-        if role == "assistant" && !calls && weight > 0.0 {
-            return Err(Error::row(
-                format!("{pointer}/{content_key}"),
-                format!(
-                    "{name} is an empty assistant turn, which would teach the model to say nothing; fill it, \
-                     remove it, or set \"loss\": false on it"
-                ),
-            ));
-        }
+    if role == "assistant" {
+        read_calls(&mut object, spot)?;
     }
-    Ok(Message { role, content, parts, weight, extra: object })
+    let content = match content {
+        Value::Array(parts)
+            if role == "assistant" && content::has_part(&parts, &["tool_use", "thinking"]) =>
+        {
+            content::read_tool_use(parts, &mut object, content_key, spot)?
+        }
+        Value::Array(parts) if role == "user" && content::has_part(&parts, &["tool_result"]) => {
+            return content::push_tool_results(messages, parts, &object, weight, content_key, spot);
+        }
+        other => Content::read(other, content_key, spot)?,
+    };
+    let message = Message { role, content: content.text, parts: content.parts, weight, extra: object };
+    check_content(&message, content_key, spot)?;
+    messages.push(message);
+    Ok(())
 }
 
-fn missing_key(object: &Map<String, Value>, name: &str, pointer: &str, key: &str) -> Error {
+/// Refuses a message that says nothing.
+pub(super) fn check_content(message: &Message, content_key: &str, spot: Spot) -> Result<()> {
+    let is_blank = message.content.as_deref().is_none_or(|text| text.trim().is_empty());
+    if !is_blank || !message.tool_calls().is_empty() {
+        return Ok(());
+    }
+    let path = format!("/{content_key}");
+    if message.content.is_none() {
+        let problem = format!(".{content_key} is null; expected a string, or tool_calls beside it");
+        return Err(spot.error(&path, problem));
+    }
+    if message.role == "assistant" && message.weight > 0.0 {
+        return Err(spot.error(
+            &path,
+            " is an empty assistant turn, which would teach the model to say nothing; fill it, remove it, or \
+             set \"loss\": false on it",
+        ));
+    }
+    Ok(())
+}
+
+/// Adds a message that is a call. What the assistant said right before and calls side by side are one turn:
+/// it ends where the tools answer.
+fn add_call(messages: &mut Vec<Message>, mut call: Message) {
+    #[expect(clippy::float_cmp, reason = "weights as the row writes them")]
+    let turn = messages
+        .last_mut()
+        .filter(|last| last.role == "assistant" && last.weight == call.weight && call.extra.len() == 2);
+    let Some(turn) = turn else {
+        messages.push(call);
+        return;
+    };
+    let verbatim = match (turn.extra.shift_remove(VERBATIM_CALL), call.extra.shift_remove(VERBATIM_CALL)) {
+        (Some(Value::String(first)), Some(Value::String(second))) => Some(format!("{first}\n{second}")),
+        (None, Some(Value::String(text))) if turn.tool_calls().is_empty() => Some(text),
+        _ => None,
+    };
+    if let Some(Value::Array(calls)) = call.extra.shift_remove("tool_calls") {
+        match turn.extra.get_mut("tool_calls") {
+            Some(Value::Array(all)) => all.extend(calls),
+            _ => {
+                turn.extra.insert("tool_calls".to_owned(), Value::Array(calls));
+            }
+        }
+    }
+    if let Some(text) = verbatim {
+        turn.extra.insert(VERBATIM_CALL.to_owned(), Value::String(text));
+    }
+}
+
+/// The error for a message without role or content.
+pub(super) fn missing_key(object: &Map<String, Value>, spot: Spot, key: &str) -> Error {
     let alias = if key == "role" { "from" } else { "value" };
-    Error::row(
-        pointer,
-        format!(
-            "{name} has no \"{key}\" (found keys: {}); rename the key to {key} or {alias}",
-            key_list(object)
-        ),
+    spot.error(
+        "",
+        format!(" has no \"{key}\" (found keys: {}); rename the key to {key} or {alias}", key_list(object)),
     )
 }
 
-/// `ShareGPT`'s `function_call`: a JSON text with `name` and `arguments`, kept verbatim beside its parsed form.
-fn parse_function_call(
-    mut object: Map<String, Value>,
-    content_key: &str,
-    name: &str,
-    pointer: &str,
-) -> Result<Message> {
-    let pointer = format!("{pointer}/{content_key}");
-    let text = match object.shift_remove(content_key) {
-        Some(Value::String(text)) => text,
-        Some(call @ Value::Object(_)) => call.to_string(),
-        other => {
-            let found = kind_of(&other.unwrap_or_default());
-            return Err(Error::row(pointer, format!("{name} is a function call whose text is {found}")));
-        }
-    };
-    let calls = match serde_json::from_str(&text) {
-        Ok(Value::Array(calls)) => calls,
-        Ok(call) => vec![call],
-        Err(error) => {
-            return Err(Error::row(pointer, format!("{name} is a function call that is not JSON: {error}")));
-        }
-    };
-    if let Some(call) = calls.iter().find(|call| !call.get("name").is_some_and(Value::is_string)) {
-        return Err(Error::row(
-            pointer,
-            format!("{name} is a function call without a \"name\": {call}; expected name and arguments"),
-        ));
-    }
-    let calls =
-        calls.into_iter().map(|call| serde_json::json!({"type": "function", "function": call})).collect();
-    let weight = take_weight(&mut object, name, &pointer)?;
-    object.insert("tool_calls".to_owned(), Value::Array(calls));
-    object.insert(VERBATIM_CALL.to_owned(), Value::String(text));
-    Ok(Message { role: "assistant", content: None, parts: None, weight, extra: object })
-}
-
-/// Where a `function_call` message keeps the text of its call, for templates that cannot render one.
-pub(crate) const VERBATIM_CALL: &str = "\u{0}function_call";
-
-fn parse_content(content: Option<Value>, name: &str, pointer: &str) -> Result<Option<String>> {
-    match content {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text)),
-        Some(Value::Array(parts)) => {
-            let mut text = String::new();
-            for (index, part) in parts.iter().enumerate() {
-                let kind = part.get("type").and_then(Value::as_str).unwrap_or("text");
-                let piece = ["text", "value"].iter().find_map(|key| part.get(*key).and_then(Value::as_str));
-                match piece {
-                    Some(piece) if kind == "text" => text.push_str(piece),
-                    _ => {
-                        return Err(Error::row(
-                            format!("{pointer}/{index}"),
-                            format!(
-                                "{name} has a content part of type \"{kind}\"; sftcore trains on text parts only"
-                            ),
-                        ));
-                    }
-                }
-            }
-            Ok(Some(text))
-        }
-        Some(other) => Err(Error::row(
-            pointer,
-            format!("{name} has content that is {}; expected a string", kind_of(&other)),
-        )),
-    }
-}
-
-/// A text part as chat templates read it: its text under `text`, whatever the row calls it.
-fn text_part(part: &Value) -> Value {
-    let mut part = part.clone();
-    if let Value::Object(object) = &mut part
-        && let Some(value) = object.shift_remove("value")
-    {
-        object.insert("type".to_owned(), "text".into());
-        object.insert("text".to_owned(), value);
-    }
-    part
-}
-
-/// Reads and removes the per-message weights of the field: `loss`, `loss_weight`, `loss_scale`, `weight`.
-fn take_weight(object: &mut Map<String, Value>, name: &str, pointer: &str) -> Result<f32> {
+/// Reads and removes the weights of the field: `loss`, `loss_weight`, `loss_scale`, `weight`, `train`.
+pub(super) fn take_weight(object: &mut Map<String, Value>, spot: Spot) -> Result<f32> {
     let mut weight = 1.0;
-    for key in ["loss", "loss_weight", "loss_scale", "weight"] {
+    for key in ["loss", "loss_weight", "loss_scale", "weight", "train"] {
         let Some(value) = object.shift_remove(key) else { continue };
         let factor = match value {
             Value::Null | Value::Bool(true) => Some(1.0),
@@ -216,10 +237,8 @@ fn take_weight(object: &mut Map<String, Value>, name: &str, pointer: &str) -> Re
             _ => None,
         };
         let Some(factor) = factor else {
-            return Err(Error::row(
-                format!("{pointer}/{key}"),
-                format!("{name}.{key} is {value}; expected true, false, or a weight of 0 or more"),
-            ));
+            let problem = format!(".{key} is {value}; expected true, false, or a weight of 0 or more");
+            return Err(spot.error(&format!("/{key}"), problem));
         };
         #[expect(clippy::cast_possible_truncation, reason = "the loss is computed in 32 bits")]
         let factor = factor as f32;
