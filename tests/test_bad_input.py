@@ -98,7 +98,8 @@ def test_a_wrong_row_of_a_json_array_is_named_by_its_line(tmp_path: Path, encode
 def test_an_array_that_was_cut_off_is_refused(tmp_path: Path, encoder: Encoder) -> None:
     text = f"[{GOOD},\n{GOOD[:30]}"
     assert message(tmp_path / "rows.json", text, encoder, RowError) == (
-        "rows.json:2: the file ends inside the row that begins on line 2; it was cut off"
+        "rows.json:2: the file ends inside the row that begins on line 2; it was cut off, write it "
+        "again"
     )
 
 
@@ -157,8 +158,9 @@ def test_a_missing_file_is_file_not_found(tmp_path: Path, encoder: Encoder) -> N
 
 
 def test_a_file_of_another_kind_is_refused_by_name(tmp_path: Path, encoder: Encoder) -> None:
-    assert message(tmp_path / "rows.csv", "a,b", encoder, RowError) == (
-        'rows.csv: a file of kind ".csv"; expected .jsonl, .json or .txt'
+    assert message(tmp_path / "rows.md", "a,b", encoder, RowError) == (
+        'rows.md: a file of kind ".md"; expected .jsonl, .ndjson, .json, .csv, .tsv or .txt (each also '
+        "with .gz or .zst after it), or .parquet"
     )
 
 

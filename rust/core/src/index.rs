@@ -5,10 +5,10 @@
 
 use std::str::FromStr;
 
-use crate::conversation::{Row, Shape, line_and_column, parse_json};
+use crate::conversation::{Row, Shape, line_and_column};
 use crate::encode::{Encoder, Example, Outcome};
 use crate::locate::offset_of;
-use crate::source::{Layout, RowSpan, Source};
+use crate::source::{FilePool, Layout, RowSpan, Source};
 use crate::{Error, ErrorKind, Result};
 
 /// What happens to a row that is wrong.
@@ -117,35 +117,34 @@ const FIRST_SKIPPED: usize = 5;
 impl ShapedSource {
     /// Opens a source and fixes its shape by its first row.
     pub fn open(path: &std::path::Path) -> Result<Self> {
-        let source = Source::open(path)?;
+        Self::open_in(path, &FilePool::default())
+    }
+
+    /// The same, with open files shared with other sources.
+    pub fn open_in(path: &std::path::Path, pool: &FilePool) -> Result<Self> {
+        let source = Source::open(path, pool, None, &mut |_, _| Ok(()))?;
+        if let Some(damage) = source.damage() {
+            return Err(damage.clone());
+        }
         let Some(first) = source.rows()?.next() else {
             let message = "the file has no rows; check that it was written whole";
             return Err(Error::new(ErrorKind::Row, message).in_file(path));
         };
-        let first = first.map_err(|error| error.in_file(path))?;
+        let first = first?;
         if source.layout() == Layout::TextLines {
             return Ok(Self { source, shape: Shape::Text });
         }
         let bytes = source.read(first)?;
-        let shape = parse_json(&bytes)
-            .and_then(|value| Shape::detect(&value))
-            .map_err(|error| placed(error, &source, first, &bytes))?;
+        let value = source.parse(&bytes, first)?;
+        let shape = Shape::detect(&value).map_err(|error| placed(error, &source, first, &bytes))?;
         Ok(Self { source, shape })
     }
 
     /// Reads and parses one row.
     pub fn row(&self, span: RowSpan) -> Result<(Row, Vec<u8>)> {
         let bytes = self.source.read(span)?;
-        let row = if self.source.layout() == Layout::TextLines {
-            match std::str::from_utf8(&bytes) {
-                Ok(text) => Ok(Row::Text(text.to_owned())),
-                // the same error as for JSON text
-                Err(_) => parse_json(&bytes).map(|_| Row::Text(String::new())),
-            }
-        } else {
-            parse_json(&bytes).and_then(|value| Row::parse(value, self.shape))
-        };
-        match row {
+        let value = self.source.parse(&bytes, span)?;
+        match Row::parse(value, self.shape) {
             Ok(row) => Ok((row, bytes)),
             Err(error) => Err(placed(error, &self.source, span, &bytes)),
         }

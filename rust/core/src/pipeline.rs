@@ -16,7 +16,7 @@ use crate::encode::Encoder;
 use crate::index::{IndexedRow, OnBadRow, Record, Report, ShapedSource};
 use crate::order;
 use crate::plan::{Mode, Plan, Sharing};
-use crate::source::RowSpan;
+use crate::source::{FilePool, RowSpan};
 use crate::{Error, ErrorKind, Result};
 
 /// What [`Ordered::next`] found.
@@ -247,8 +247,9 @@ impl Dataset {
         if paths.is_empty() {
             return Err(Error::new(ErrorKind::Config, "no dataset is given; pass at least one file"));
         }
+        let pool = FilePool::default();
         let sources: Vec<ShapedSource> =
-            paths.iter().map(|path| ShapedSource::open(&path.path)).collect::<Result<_>>()?;
+            paths.iter().map(|path| ShapedSource::open_in(&path.path, &pool)).collect::<Result<_>>()?;
         let mut dataset =
             Self { encoder, sources: Vec::new(), records: Vec::new(), report: Report::default() };
         let all: u64 = sources.iter().map(|shaped| shaped.source.bytes()).sum();
