@@ -109,7 +109,7 @@ def test_a_row_over_max_length_is_refused_where_asked(tmp_path: Path, shared_dat
     )
     assert message(tmp_path / "rows.jsonl", GOOD, encoder, RowError) == (
         "rows.jsonl:1: 34 tokens are over max_length 16; raise --max_length, or choose "
-        "--truncation_strategy delete, left or right"
+        "--truncation_strategy delete, left, right or split"
     )
 
 
@@ -128,7 +128,7 @@ def test_all_rows_deleted_is_an_error(tmp_path: Path, shared_data: Path) -> None
     encoder = Encoder.from_pretrained(shared_data / "tokenizers" / "smollm2", max_length=16)
     assert message(tmp_path / "rows.jsonl", GOOD, encoder, RowError) == (
         "none of the 1 rows is left to train on: 1 are over max_length 16 (the first: rows.jsonl:1; "
-        "raise --max_length or choose --truncation_strategy left or right)"
+        "raise --max_length or choose --truncation_strategy left, right or split)"
     )
 
 
@@ -153,7 +153,7 @@ def test_a_missing_file_is_file_not_found(tmp_path: Path, encoder: Encoder) -> N
     with pytest.raises(FileNotFoundError) as caught:
         BatchLoader(path, encoder)
     assert str(caught.value) == (
-        f"{path}: no such file; check the path, or name a bundled data set (self-cognition, everyday)"
+        f"{path}: no such file or folder; check the path, or name a data set of sftcore datasets list"
     )
 
 
@@ -223,8 +223,8 @@ def test_skipped_rows_are_counted_and_quoted(tmp_path: Path, encoder: Encoder) -
     path = tmp_path / "rows.jsonl"
     path.write_text(f'{GOOD}\n{{"id": 1}}\nnot json\n{GOOD}\n')
     loader = BatchLoader(path, encoder, on_bad_row="skip", return_tensors="np")
-    assert (loader.num_rows, loader.report["skipped"]) == (2, 2)
-    assert [text.split(": ")[0] for text in loader.report["first_skipped"]] == [
+    assert (loader.num_rows, loader.report["bad"]) == (2, 2)
+    assert [text.split(": ")[0] for text in loader.report["first_bad"]] == [
         f"{path}:2",
         f"{path}:3:2",
     ]

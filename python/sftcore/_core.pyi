@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,44 +102,115 @@ class Dataset:
 
     def __new__(
         cls,
-        paths: Sequence[str],
+        specs: str,
         encoder: Encoder,
         *,
+        encoder_fingerprint: str,
         num_threads: int,
         seed: int,
         on_bad_row: str,
+        quarantine: Path | None,
+        max_bad_rows: str | None,
+        dedup: str,
+        cache_folder: Path | None,
+        hash_whole_files: bool,
         progress: Callable[[int, int], object] | None,
     ) -> Dataset: ...
-    @property
-    def fingerprint(self) -> int: ...
-    @property
-    def report(self) -> dict[str, Any]: ...
-    def split_rows(self, split: str, ratio: float, seed: int) -> list[int]: ...
+    def split(self, split: str, ratio: float, seed: int) -> RowSets: ...
+    def overlap(
+        self,
+        sets: RowSets,
+        other: Dataset,
+        other_sets: RowSets,
+        *,
+        near: bool,
+        progress: Callable[[int, int], object] | None,
+    ) -> list[tuple[int, int, bool]]: ...
     def batches(
         self,
-        rows: Sequence[int],
+        sets: RowSets,
         *,
         mode: str,
         batch_size: int,
+        tokens_per_batch: int | None,
         gradient_accumulation_steps: int,
         rank: int,
         world_size: int,
         seed: int,
         pad_token_id: int,
+        shares: Sequence[float] | None,
+        mix_by: str,
+        stopping_strategy: str,
+        pack_length: int | None,
+        padding_free: bool,
+        quadratic_cost: float,
     ) -> Batches: ...
-    def count_tokens(self, rows: Sequence[int]) -> tuple[int, int]: ...
+    def count(self, sets: RowSets) -> list[tuple[int, int, int, int]]: ...
     def place(self, row: int) -> tuple[Path, int] | None: ...
+    def text(self, row: int) -> tuple[bytes, str]: ...
+    def verify(self, row: int) -> int: ...
+    def set_of(self, row: int) -> int: ...
+    def fingerprint(self, sets: RowSets) -> int: ...
+    def report(self) -> str: ...
+    @property
+    def origin(self) -> str: ...
+
+@final
+class RowSets:
+    """Rows of each data set."""
+
+    def without(self, rows: Sequence[int]) -> RowSets: ...
+    def __len__(self) -> int: ...
+
+_Arrays: TypeAlias = tuple[
+    NDArray[np.int64],
+    NDArray[np.int64],
+    NDArray[np.int64] | None,
+    NDArray[np.int64] | None,
+    NDArray[np.float32] | None,
+    NDArray[np.int32] | None,
+]
 
 @final
 class Batches:
     """The micro-batches of one rank."""
 
-    def start(self, epoch: int, skip: int) -> None: ...
+    def start(self, epoch: int, step: int) -> None: ...
     def stop(self) -> None: ...
-    def next_batch(
-        self,
-    ) -> (
-        tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float32] | None]
-        | None
-    ): ...
-    def plan(self, epoch: int) -> list[list[int]]: ...
+    def next_batch(self) -> tuple[_Arrays, NDArray[np.int64], int | None] | None: ...
+    def global_batch(self, epoch: int, step: int) -> list[list[int]] | None: ...
+    def num_steps(self, epoch: int) -> int: ...
+    def count(self, epoch: int) -> list[tuple[int, int, int, int]]: ...
+
+@final
+class Stream:
+    """Data sets that are read in order and once an epoch."""
+
+    def __new__(
+        cls,
+        specs: str,
+        encoder: Encoder,
+        *,
+        buffer: int,
+        mode: str,
+        batch_size: int,
+        tokens_per_batch: int | None,
+        gradient_accumulation_steps: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        pad_token_id: int,
+        shares: Sequence[float] | None,
+        stopping_strategy: str,
+        pack_length: int | None,
+        padding_free: bool,
+        quadratic_cost: float,
+        num_threads: int,
+        on_bad_row: str,
+        quarantine: Path | None,
+        max_bad_rows: str | None,
+    ) -> Stream: ...
+    def restart(self, state: str) -> None: ...
+    def next_batch(self) -> tuple[_Arrays, NDArray[np.int64], int | None] | None: ...
+    def state(self) -> str: ...
+    def report(self) -> str: ...

@@ -1,8 +1,9 @@
-"""`sftcore data show`: rows as the model will see them, with what is trained marked."""
+"""`sftcore data`: rows as the model will see them, and the rows that a step of a run saw."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,11 @@ EXAMPLE = """example:
   sftcore data show my.jsonl                  rows 1 to 3, rendered as ChatML
   sftcore data show my.jsonl --model DIR      as the chat template of a model renders them
 """
+
+WHY_EXAMPLE = """example:
+  sftcore data why --run output/smollm2-135m/v0-20261124-101500 --step 812
+"""
+_PREVIEW = 200
 
 
 def register(subparsers: Subparsers) -> None:
@@ -38,6 +44,19 @@ def register(subparsers: Subparsers) -> None:
         help="a packaged template or a .jinja file (default: the model's own, chatml without a model)",
     )
     show.set_defaults(run=run)
+    why = actions.add_parser(
+        "why",
+        help="print the rows that a step of a run saw",
+        description="Print the rows, files and lines of one optimizer step of a run, and prove by the run's ledger "
+        "that they are what it saw.",
+        epilog=WHY_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    why.add_argument("--run", dest="folder", type=Path, required=True, metavar="DIR", help="the folder of the run")
+    why.add_argument("--step", type=int, required=True, metavar="N", help="the optimizer step, from 1")
+    why.add_argument("--full", action="store_true", help="print whole texts, not their beginnings")
+    why.add_argument("--json", action="store_true", help="print one JSON object a row")
+    why.set_defaults(run=run_why)
 
 
 def run(known: argparse.Namespace) -> None:
@@ -59,4 +78,36 @@ def run(known: argparse.Namespace) -> None:
                 f"{opening}{text}{closing}" if is_trained else text
                 for text, is_trained in row.pieces
             )
+        )
+
+
+def run_why(known: argparse.Namespace) -> None:
+    """Runs the command."""
+    from sftcore.data.progress import IndexProgress
+    from sftcore.data.run import look_up_step
+    from sftcore.errors import RowError
+
+    seen = look_up_step(known.folder, known.step, progress=IndexProgress("data"))
+    recorded = seen.recorded
+    is_equal = recorded is not None and recorded.examples == seen.hash
+    if known.json:
+        for row in seen.rows:
+            place = {"row": row.row, "source": row.source, "path": str(row.path), "line": row.line}
+            print(json.dumps({**place, "text": row.text}, ensure_ascii=False))
+    else:
+        print(
+            f"step {known.step}: epoch {seen.epoch + 1}, step {seen.step + 1} of {seen.steps}, {len(seen.rows)} examples"
+        )
+        for row in seen.rows:
+            print(f"--- {row.path}:{row.line} ({row.source})")
+            text = row.text if known.full else " ".join(row.text.split())
+            print(text if known.full or len(text) <= _PREVIEW else text[:_PREVIEW] + "…")
+    if recorded is None:
+        print("ledger: the run did not come to this step", file=sys.stderr)
+    elif is_equal:
+        print(f"ledger: these are the examples the step saw ({seen.hash})", file=sys.stderr)
+    else:
+        raise RowError(
+            f"step {known.step} saw other examples than these (ledger {recorded.examples}, now {seen.hash}): the data "
+            "changed since the run"
         )

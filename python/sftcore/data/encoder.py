@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Row = Mapping[str, Any] | Sequence[Mapping[str, Any]] | str | bytes
 
-Truncation = Literal["delete", "left", "right", "raise"]
+Truncation = Literal["delete", "left", "right", "split", "raise"]
 TEMPLATES = Path(__file__).parent.parent / "templates"
 
 __all__ = ["Encoder", "Example", "Token", "load_template"]
@@ -123,7 +123,8 @@ class Encoder:
             template: `auto` (the folder's own), a packaged name, or the path of a `.jinja` file.
             max_length: The longest example in tokens; None sets no limit.
             truncation_strategy: What happens to longer rows: `delete` leaves them out and counts
-                them, `left` and `right` cut that side and count them, `raise` is an error.
+                them, `left` and `right` cut that side and count them, `split` makes several examples of
+                them (in a `BatchLoader`), `raise` is an error.
             system: A system message for conversations that have none.
             num_threads: Threads of `encode_batch`; None takes all cores.
             tokenizer_engine: `auto` takes the fast engine where it agrees with Hugging Face's
@@ -169,6 +170,23 @@ class Encoder:
             **settings,
         )
         return cls(core, folder=path, max_length=max_length or 2**31, settings=settings)
+
+    @classmethod
+    def from_settings(cls, folder: Path, settings: Mapping[str, Any]) -> Encoder:
+        """Opens an encoder again from its `settings` and a folder with the same tokenizer and template."""
+        core = _core.Encoder(
+            folder,
+            template=None,
+            num_threads=available_cores(),
+            tokenizer_engine="auto",
+            **settings,
+        )
+        return cls(core, folder=folder, max_length=settings["max_length"], settings=dict(settings))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides ids and masks beside the tokenizer and the template."""
+        return dict(self._settings)
 
     def with_template(self, template: str) -> Encoder:
         """Returns the same encoder with another chat template: a packaged name or a `.jinja` file.

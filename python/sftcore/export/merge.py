@@ -15,7 +15,7 @@ from sftcore.data import Encoder
 from sftcore.errors import ConfigError
 from sftcore.infer.generate import base_of
 from sftcore.models import quieten
-from sftcore.train.output import save_tokenizer
+from sftcore.data.run import save_tokenizer
 
 
 def merge(config: MergeConfig) -> Path:

@@ -7,7 +7,6 @@ settings of the run that only some of them need.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from sftcore.config import TrainConfig
 from sftcore.data import DatasetSource, ModelNames, open_registry, resolve_sources
@@ -43,33 +42,9 @@ def find_sources(names: Sequence[str], config: TrainConfig) -> list[DatasetSourc
             model_name=tuple(config.model_name), model_author=tuple(config.model_author)
         )
     return resolve_sources(
-        names, dataset_info=config.dataset_info, use_hf=config.use_hf, names=model_names
+        names,
+        dataset_info=config.dataset_info,
+        columns=config.column_names,
+        use_hf=config.use_hf,
+        names=model_names,
     )
-
-
-def loader_paths(sources: Sequence[DatasetSource]) -> list[str]:
-    """Returns the sources as `BatchLoader` takes them: a path for each file, with `#N` behind it.
-
-    Raises:
-        ConfigError: A source asks for what paths alone cannot say.
-    """
-    paths = []
-    for source in sources:
-        if source.files == (Path("-"),):
-            raise ConfigError(
-                "--dataset -: training goes over its rows more than once; pass a file"
-            )
-        if source.columns:
-            keys = ", ".join(f"{key} as {meant}" for key, meant in source.columns.items())
-            raise ConfigError(
-                f"--dataset {source.name}: its keys are read under other names ({keys}), which training does not do; "
-                "rename them in the file"
-            )
-        if source.sample is not None and len(source.files) > 1:
-            raise ConfigError(
-                f"--dataset {source.name}#{source.sample}: its rows lie in {len(source.files)} files, and training "
-                "draws from one alone; name the files with a #N each"
-            )
-        mark = "" if source.sample is None else f"#{source.sample}"
-        paths += [f"{file}{mark}" for file in source.files]
-    return paths

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,6 @@ from typing import Any
 import yaml
 
 from sftcore.config import TrainConfig
-from sftcore.data import Encoder
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-)
-
 
 def make_run_folder(config: TrainConfig) -> Path:
     """Makes `output/MODEL/vN-TIME`, or takes `output` itself with `add_version: false`."""
@@ -55,17 +44,3 @@ def read_args(folder: Path) -> dict[str, Any]:
         return {}
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     return settings if isinstance(settings, dict) else {}
-
-
-def save_tokenizer(encoder: Encoder, folder: Path) -> None:
-    """Copies the tokenizer that training used, with the template that training rendered."""
-    for name in TOKENIZER_FILES:
-        source = encoder.folder / name
-        if source.is_file():
-            shutil.copyfile(source, folder / name)
-    if encoder.has_chat_template:
-        (folder / "chat_template.jinja").write_text(encoder.chat_template, encoding="utf-8")
-    if encoder.tool_use_template is not None:
-        named = folder / "additional_chat_templates"
-        named.mkdir(exist_ok=True)
-        (named / "tool_use.jinja").write_text(encoder.tool_use_template, encoding="utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from sftcore.data import BatchLoader, Encoder
 from sftcore.errors import ConfigError, SftcoreError
 from sftcore.models import load_model, pick_dtype, quieten, resolve_model
 from sftcore.train.callbacks import EvaluateAtEnd, ShowProgress, WriteLog, draw_loss
-from sftcore.train.datasets import find_sources, loader_paths
+from sftcore.data.run import save_data
+from sftcore.train.loaders import describe_data, open_loaders, say
 from sftcore.train.output import make_run_folder, write_args
-from sftcore.train.trainer import SftTrainer, read_loader_state
+from sftcore.train.trainer import SftTrainer, WriteLedger, continue_ledger, read_loader_state
 from sftcore.tuners import apply_tuner, count_parameters
 
 
@@ -53,22 +53,24 @@ def train(config: TrainConfig) -> dict[str, Any]:
         chat_template_kwargs=config.template_arguments,
     )
     if encoder.tokenizer_engine_reason:
-        _say(f"tokenizer: the reference engine, as {encoder.tokenizer_engine_reason}")
-    train_loader, eval_loader = _open_loaders(config, encoder, world_size)
-    _say(_describe_data(train_loader, eval_loader))
+        say(f"tokenizer: the reference engine, as {encoder.tokenizer_engine_reason}")
+    train_loader, eval_loader = open_loaders(config, encoder, world_size)
+    say(describe_data(train_loader, eval_loader))
     set_seed(config.seed)
     base = load_model(folder, torch_dtype=config.torch_dtype, attn_impl=config.attn_impl)
     _check_length(config, base)
     model = apply_tuner(base, config)
     total, trained, _ = count_parameters(model)
-    _say(
+    say(
         f"model: {config.model}, {total:,} parameters, {trained:,} trained ({trained / total:.2%})"
     )
     max_steps = config.max_steps
     if max_steps == -1:
-        max_steps = math.ceil(train_loader.steps_per_epoch * config.num_train_epochs)
+        max_steps = train_loader.num_steps(config.num_train_epochs)
     run_folder = make_run_folder(config)
     write_args(run_folder, config)
+    if os.environ.get("RANK", "0") == "0":
+        save_data(train_loader, run_folder)
     arguments = _training_arguments(
         config, run_folder, train_loader, eval_loader, max_steps, world_size
     )
@@ -77,7 +79,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             f"asked for {world_size} processes, but Transformers runs {arguments.world_size}"
         )
     per_rank = config.accumulation_steps(world_size) * config.per_device_train_batch_size
-    _say(
+    say(
         f"steps: {max_steps} of {per_rank * world_size} "
         f"examples, {train_loader.steps_per_epoch} an epoch; learning rate {config.effective_learning_rate:g}; "
         f"output: {run_folder}"
@@ -90,91 +92,29 @@ def train(config: TrainConfig) -> dict[str, Any]:
         train_loader=train_loader,
         eval_loader=eval_loader,
         config=config,
-        callbacks=[EvaluateAtEnd(evaluate=eval_loader is not None), WriteLog(run_folder), progress],
+        callbacks=[
+            EvaluateAtEnd(evaluate=eval_loader is not None),
+            WriteLedger(train_loader, run_folder),
+            WriteLog(run_folder),
+            progress,
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     try:
         if config.resume_from_checkpoint:
-            train_loader.load_state_dict(read_loader_state(Path(config.resume_from_checkpoint)))
+            checkpoint = Path(config.resume_from_checkpoint)
+            train_loader.load_state_dict(
+                read_loader_state(checkpoint), allow_data_change=config.allow_data_change
+            )
+            continue_ledger(checkpoint, run_folder)
         trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     finally:
         progress.stop()
     draw_loss(trainer.state.log_history, run_folder / "images" / "loss.png")
     result = _result(trainer, run_folder, train_loader)
-    _say(f"best checkpoint: {result['best_model_checkpoint']}; curves: {run_folder / 'images'}")
+    say(f"best checkpoint: {result['best_model_checkpoint']}; curves: {run_folder / 'images'}")
     return result
-
-
-def _open_loaders(
-    config: TrainConfig, encoder: Encoder, world_size: int
-) -> tuple[BatchLoader, BatchLoader | None]:
-    settings: dict[str, Any] = {
-        "seed": config.seed if config.data_seed is None else config.data_seed,
-        "rank": int(os.environ.get("RANK", "0")),
-        "world_size": world_size,
-        "num_threads": config.num_threads,
-        "on_bad_row": config.on_bad_row,
-    }
-    eval_batch_size = config.per_device_eval_batch_size or config.per_device_train_batch_size
-    held_out = config.split_dataset_ratio > 0 and not config.val_dataset
-    train_loader = BatchLoader(
-        _paths_of(config.dataset, config),
-        encoder,
-        batch_size=config.per_device_train_batch_size,
-        gradient_accumulation_steps=config.accumulation_steps(world_size),
-        split="train" if held_out else "all",
-        split_ratio=config.split_dataset_ratio if held_out else 0.0,
-        **settings,
-    )
-    if config.val_dataset:
-        paths = _paths_of(config.val_dataset, config)
-        return train_loader, BatchLoader(
-            paths, encoder, batch_size=eval_batch_size, mode="sequential", **settings
-        )
-    # a single row can only be trained
-    if held_out and train_loader.report["examples"] > 1:
-        return train_loader, train_loader.sibling(split="validation", batch_size=eval_batch_size)
-    return train_loader, None
-
-
-def _paths_of(names: list[str], config: TrainConfig) -> list[str]:
-    sources = find_sources(names, config)
-    for note in (note for source in sources for note in source.notes):
-        _say(f"note: {note}")
-    return loader_paths(sources)
-
-
-def _describe_data(train_loader: BatchLoader, eval_loader: BatchLoader | None) -> str:
-    report = train_loader.report
-    held_out = f", {eval_loader.num_rows:,} for evaluation" if eval_loader else ", no evaluation"
-    lines = [
-        f"data: {report['rows']:,} rows of {report['files']} files, {report['split_examples']:,} examples for "
-        f"training{held_out}; {report['split_tokens']:,} tokens an epoch, "
-        f"{report['split_trained_tokens'] / report['split_tokens']:.1%} trained; longest {report['longest']:,}"
-    ]
-    limit = train_loader.encoder.max_length
-    warn = [
-        (
-            "deleted",
-            f"rows deleted, over max_length {limit} (the first: {report['first_deleted']})",
-        ),
-        ("truncated", f"rows cut to max_length {limit} (the first: {report['first_truncated']})"),
-        ("skipped", "wrong rows skipped:"),
-        ("tools_not_rendered", "rows carry tools that the chat template does not show the model"),
-    ]
-    for name, text in warn:
-        if report[name]:
-            lines.append(f"warning: {report[name]:,} of {report['rows']:,} {text}")
-    if report["not_sampled"]:
-        lines.append(f"  {report['not_sampled']:,} rows are not drawn, as #N asks")
-    lines += [f"  {text}" for text in report["first_skipped"]]
-    if train_loader.encoder.has_chat_template and train_loader.encoder.turn_end is None:
-        lines.append(
-            "warning: the chat template closes assistant turns with no control token, so the model does not learn to "
-            "stop"
-        )
-    return "\n".join(lines)
 
 
 def _check_length(config: TrainConfig, model: Any) -> None:
@@ -255,8 +195,3 @@ def _result(trainer: SftTrainer, run_folder: Path, train_loader: BatchLoader) ->
         text = json.dumps(result, ensure_ascii=False, indent=2)
         (run_folder / "result.json").write_text(text, encoding="utf-8")
     return result
-
-
-def _say(text: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(text, file=sys.stderr, flush=True)  # noqa: T201

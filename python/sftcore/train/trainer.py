@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader
 from sftcore.errors import ConfigError
-from sftcore.train.output import save_tokenizer, write_args
+from sftcore.data.ledger import append_ledger
+from sftcore.data.run import LEDGER_FILE, save_tokenizer
+from sftcore.train.output import write_args
 
 LOADER_STATE = "loader_state.json"
 
@@ -174,6 +177,25 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         # the Trainer has drawn just the batches it trained, so this is where the next run goes on
         state = json.dumps(self.train_loader.state_dict(), indent=2)
         (folder / LOADER_STATE).write_text(state, encoding="utf-8")
+        ledger = Path(self.args.output_dir) / LEDGER_FILE
+        if ledger.is_file():
+            shutil.copyfile(ledger, folder / LEDGER_FILE)
+
+
+class WriteLedger(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Appends what each step saw to the ledger of the run."""
+
+    def __init__(self, loader: BatchLoader, folder: Path) -> None:
+        self.loader = loader
+        self.folder = folder
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Appends a line; every rank knows all of the step, so one of them writes."""
+        entries = self.loader.take_ledger()
+        if state.is_world_process_zero:
+            append_ledger(self.folder / LEDGER_FILE, entries)
 
 
 def keep_trained_columns(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -206,3 +228,9 @@ def read_loader_state(checkpoint: Path) -> dict[str, int | str]:
         )
     state: dict[str, int | str] = json.loads(path.read_text(encoding="utf-8"))
     return state
+
+
+def continue_ledger(checkpoint: Path, run_folder: Path) -> None:
+    """Begins the ledger of a resumed run with that of the checkpoint."""
+    if (checkpoint / LEDGER_FILE).is_file():
+        shutil.copyfile(checkpoint / LEDGER_FILE, run_folder / LEDGER_FILE)

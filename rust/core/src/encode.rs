@@ -24,6 +24,8 @@ pub enum Truncation {
     Left,
     /// Tokens are cut from the end, and the row is counted.
     Right,
+    /// The row becomes several examples, and is counted.
+    Split,
     /// The row is an error.
     Raise,
 }
@@ -36,10 +38,11 @@ impl FromStr for Truncation {
             "delete" => Ok(Self::Delete),
             "left" => Ok(Self::Left),
             "right" => Ok(Self::Right),
+            "split" => Ok(Self::Split),
             "raise" => Ok(Self::Raise),
             _ => Err(Error::new(
                 ErrorKind::Config,
-                format!("truncation_strategy \"{name}\" is unknown; expected delete, left, right or raise"),
+                format!("truncation_strategy \"{name}\" is unknown; expected delete, left, right, split or raise"),
             )),
         }
     }
@@ -85,13 +88,53 @@ pub struct Example {
     pub full_length: usize,
 }
 
+impl Example {
+    /// A hash of its ids, mask and weights: of all that the model sees and learns.
+    pub fn hash(&self) -> u64 {
+        let mut bytes = Vec::with_capacity(4 * (self.input_ids.len() + self.loss_weights.len()));
+        for (&id, &trained) in self.input_ids.iter().zip(&self.loss_mask) {
+            // ids are below 2^31
+            bytes.extend_from_slice(&((id << 1) | u32::from(trained)).to_le_bytes());
+        }
+        for weight in &self.loss_weights {
+            bytes.extend_from_slice(&weight.to_bits().to_le_bytes());
+        }
+        xxhash_rust::xxh3::xxh3_64(&bytes)
+    }
+
+    /// Number of trained tokens.
+    pub fn num_trained(&self) -> usize {
+        self.loss_mask.iter().filter(|&&trained| trained).count()
+    }
+
+    fn trains_something(&self) -> bool {
+        // the first token of a row predicts nothing before it, so it alone trains nothing
+        self.loss_mask.iter().skip(1).any(|&trained| trained)
+    }
+
+    fn slice(&self, range: std::ops::Range<usize>) -> Self {
+        let weights = if self.loss_weights.is_empty() { &[] } else { &self.loss_weights[range.clone()] };
+        Self {
+            input_ids: self.input_ids[range.clone()].to_vec(),
+            loss_mask: self.loss_mask[range.clone()].to_vec(),
+            loss_weights: weights.to_vec(),
+            control_tokens: self.control_tokens,
+            full_length: self.full_length,
+        }
+    }
+}
+
 /// What became of a row.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
     /// It is trained, perhaps cut (`full_length` tells).
     Example(Example),
+    /// It was over `max_length` and is now several examples; this many more had nothing to train and are left out.
+    Pieces(Vec<Example>, usize),
     /// It has this many tokens, over `max_length`, and the policy deletes it.
     Deleted(usize),
+    /// Nothing of it is trained; the error says why.
+    Untrained(Error),
 }
 
 /// Turns rows into examples.
@@ -187,15 +230,6 @@ impl Encoder {
         let tokens = self.tokenize(row, &rendered)?;
         let (loss_mask, loss_weights) = mask(&tokens, &rendered.segments);
         let full_length = tokens.ids.len();
-        if !loss_mask.contains(&true) {
-            return Err(Error::row(
-                "",
-                format!(
-                    "none of the {full_length} tokens is trained (every assistant turn has \"loss\": false, or the \
-                     chat template leaves the turns out); fix the row or remove it"
-                ),
-            ));
-        }
         let control_tokens = self.count_control_tokens(&rendered, &tokens);
         let example = Example { input_ids: tokens.ids, loss_mask, loss_weights, control_tokens, full_length };
         Ok((rendered, example))
@@ -252,46 +286,58 @@ impl Encoder {
     }
 
     /// Applies `max_length` to an example.
-    pub fn truncate(&self, mut example: Example) -> Result<Outcome> {
+    pub fn truncate(&self, example: Example) -> Result<Outcome> {
         let length = example.input_ids.len();
-        let Some(surplus) = length.checked_sub(self.max_length).filter(|&surplus| surplus > 0) else {
+        if !example.loss_mask.contains(&true) {
+            let message = format!(
+                "none of the {length} tokens is trained (every assistant turn has \"loss\": false, or the chat template \
+                 leaves the turns out); fix the row or remove it"
+            );
+            return Ok(Outcome::Untrained(Error::row("", message)));
+        }
+        if length <= self.max_length {
             return Ok(Outcome::Example(example));
-        };
-        match self.truncation {
+        }
+        let cut = match self.truncation {
             Truncation::Delete => return Ok(Outcome::Deleted(length)),
             Truncation::Raise => {
                 return Err(Error::row(
                     "",
                     format!(
                         "{length} tokens are over max_length {}; raise --max_length, or choose \
-                         --truncation_strategy delete, left or right",
+                         --truncation_strategy delete, left, right or split",
                         self.max_length
                     ),
                 ));
             }
-            Truncation::Left => {
-                example.input_ids.drain(..surplus);
-                example.loss_mask.drain(..surplus);
-                example.loss_weights.drain(..surplus.min(example.loss_weights.len()));
+            Truncation::Split => {
+                let starts = (0..length).step_by(self.max_length);
+                let (trained, untrained): (Vec<Example>, Vec<Example>) = starts
+                    .map(|start| example.slice(start..(start + self.max_length).min(length)))
+                    .partition(Example::trains_something);
+                if trained.is_empty() {
+                    return Ok(Outcome::Untrained(self.nothing_left(length)));
+                }
+                return Ok(Outcome::Pieces(trained, untrained.len()));
             }
-            Truncation::Right => {
-                example.input_ids.truncate(self.max_length);
-                example.loss_mask.truncate(self.max_length);
-                example.loss_weights.truncate(self.max_length);
-            }
+            Truncation::Left => example.slice(length - self.max_length..length),
+            Truncation::Right => example.slice(0..self.max_length),
+        };
+        if cut.trains_something() {
+            return Ok(Outcome::Example(cut));
         }
-        // the first token of a row predicts nothing before it, so it alone trains nothing
-        if !example.loss_mask.iter().skip(1).any(|&trained| trained) {
-            return Err(Error::row(
-                "",
-                format!(
-                    "cutting {length} tokens to max_length {} leaves no trained token; raise --max_length, or choose \
-                     --truncation_strategy delete",
-                    self.max_length
-                ),
-            ));
-        }
-        Ok(Outcome::Example(example))
+        Ok(Outcome::Untrained(self.nothing_left(length)))
+    }
+
+    fn nothing_left(&self, length: usize) -> Error {
+        Error::row(
+            "",
+            format!(
+                "cutting {length} tokens to max_length {} leaves no trained token; raise --max_length, or choose \
+                 --truncation_strategy delete",
+                self.max_length
+            ),
+        )
     }
 }
 

@@ -8,9 +8,11 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use sftcore::collate::IGNORED;
 use sftcore::conversation::{Conversation, Row, Shape};
-use sftcore::encode::{ControlTokenSet, ControlTokens, Truncation};
+use sftcore::encode::{ControlTokenSet, ControlTokens, Outcome, Truncation};
+use sftcore::index::ShapedSource;
 use sftcore::pipeline::{Next, Ordered, PATIENCE, worker_panicked};
 use sftcore::pretrained::Pretrained;
+use sftcore::source::FilePool;
 use sftcore::template::{ChatTemplate, Controls, Segment, SpecialTokens};
 use sftcore::tokenizer::EngineChoice;
 use sftcore::{Error, ErrorKind};
@@ -244,18 +246,23 @@ impl Encoder {
     }
 }
 
+/// A file opened to be looked at: only its first rows are read.
+fn open_file(path: &Path) -> sftcore::Result<ShapedSource> {
+    ShapedSource::open(path, Arc::default(), &FilePool::default(), None, true, &mut |_, _| Ok(()))
+}
+
 fn render_file(
     core: &sftcore::encode::Encoder,
     path: &Path,
     limit: usize,
     count: bool,
 ) -> sftcore::Result<Vec<RenderedRow>> {
-    let source = sftcore::index::ShapedSource::open(path)?;
+    let source = open_file(path)?;
     let spans = source.source.rows()?.take(limit);
     spans
         .map(|span| {
             let span = span.map_err(|error| error.in_file(path))?;
-            let (row, _) = source.row(span)?;
+            let row = source.row(span)?;
             let placed = |error: Error| error.in_file(path).on_line(span.line);
             let rendered = core.render(&row).map_err(placed)?;
             let tokens =
@@ -291,18 +298,16 @@ fn prompt(row: &[u8]) -> sftcore::Result<Conversation> {
 fn encode_row(core: &sftcore::encode::Encoder, row: &[u8]) -> sftcore::Result<Example> {
     let row = Row::from_json(row)?;
     let (rendered, example) = core.encode_full(&row)?;
-    match core.truncate(example)? {
-        sftcore::encode::Outcome::Example(example) => {
-            Ok(Example { text: rendered.text, segments: rendered.segments, tokens: example })
+    let length = example.input_ids.len();
+    let message = match core.truncate(example)? {
+        Outcome::Example(example) => {
+            return Ok(Example { text: rendered.text, segments: rendered.segments, tokens: example });
         }
-        sftcore::encode::Outcome::Deleted(length) => Err(Error::row(
-            "",
-            format!(
-                "{length} tokens are over max_length {}, and truncation_strategy delete leaves such a row out",
-                core.max_length
-            ),
-        )),
-    }
+        Outcome::Untrained(error) => return Err(error),
+        Outcome::Deleted(_) => "truncation_strategy delete leaves such a row out",
+        Outcome::Pieces(..) => "truncation_strategy split makes several examples of it; a BatchLoader gives them",
+    };
+    Err(Error::row("", format!("{length} tokens are over max_length {}, and {message}", core.max_length)))
 }
 
 #[pyclass(frozen, module = "sftcore._core")]
@@ -429,7 +434,10 @@ impl Template {
     /// The shape of the rows of a file, by its first row.
     #[staticmethod]
     fn shape_of(py: Python<'_>, path: PathBuf) -> PyResult<String> {
-        enter_core(py, || Ok(sftcore::index::ShapedSource::open(&path)?.shape.to_string()))
+        enter_core(py, || {
+            let shape = open_file(&path)?.rows.shape();
+            Ok(shape.map(|shape| shape.to_string()).unwrap_or_default())
+        })
     }
 }
 

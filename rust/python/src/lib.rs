@@ -8,6 +8,7 @@
 mod encoder;
 mod errors;
 mod loader;
+mod stream;
 
 use pyo3::prelude::*;
 
@@ -16,7 +17,9 @@ mod _core {
     #[pymodule_export]
     use super::encoder::{Encoder, Example, Template};
     #[pymodule_export]
-    use super::loader::{Batches, Dataset};
+    use super::loader::{Batches, Dataset, RowSets};
+    #[pymodule_export]
+    use super::stream::Stream;
 
     use pyo3::prelude::*;
 

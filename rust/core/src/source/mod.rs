@@ -8,6 +8,7 @@
 mod csv;
 mod cursor;
 mod decode;
+mod fingerprint;
 mod json;
 mod kind;
 mod layout;
@@ -32,6 +33,7 @@ use self::kind::{Format, MAGIC_BYTES, Packing};
 use self::pool::PooledFile;
 use crate::{Error, ErrorKind, Result};
 
+pub use self::fingerprint::fingerprint;
 pub use self::kind::known_extension;
 pub use self::layout::Layout;
 pub use self::parse::RowParser;

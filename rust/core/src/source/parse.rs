@@ -34,6 +34,11 @@ impl RowParser {
         })
     }
 
+    /// How the rows of the file lie.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
     /// The names of the columns of a CSV file; empty for other layouts.
     pub fn header(&self) -> &[String] {
         &self.header

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::Xxh3;
 
 use super::cursor::from_io;
 use super::decode::Decoder;
@@ -82,7 +81,7 @@ pub(super) fn unpack(
         let damage = reason.map(|reason| damage(&file, bytes, reason, count_rows)).transpose()?;
         return Ok(Unpacked { file, bytes, damage });
     };
-    let target = folder.join(format!("{:032x}.rows", key(path).map_err(io)?));
+    let target = folder.join(format!("{:032x}.rows", fingerprint::hash(path, false).map_err(io)?));
     if let Some(unpacked) = find(&target, pool) {
         return Ok(unpacked);
     }
@@ -207,28 +206,6 @@ fn find(target: &Path, pool: &FilePool) -> Option<Unpacked> {
     // says that it is in use; in a folder that cannot be written nobody removes files either
     let _ = File::open(target).and_then(|file| file.set_modified(SystemTime::now()));
     Some(Unpacked { file, bytes, damage: trailer.damage })
-}
-
-/// A hash of what the file at `path` is, without reading all of it.
-fn key(path: &Path) -> io::Result<u128> {
-    let mut hasher = Xxh3::new();
-    hasher.update(fs::canonicalize(path)?.as_os_str().as_encoded_bytes());
-    let file = File::open(path)?;
-    let metadata = file.metadata()?;
-    let size = metadata.len();
-    hasher.update(&size.to_le_bytes());
-    let since = metadata.modified()?.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    hasher.update(&since.as_nanos().to_le_bytes());
-    let file = PooledFile::held(file);
-    let last = size.saturating_sub(BLOCK_BYTES as u64);
-    let mut block = vec![0; usize::try_from(size).map_or(BLOCK_BYTES, |size| size.min(BLOCK_BYTES))];
-    for number in 0..NUM_BLOCKS {
-        // spread over the file, the first and the last block among them
-        let offset = u128::from(last) * u128::from(number) / u128::from(NUM_BLOCKS - 1);
-        file.read_exact_at(&mut block, u64::try_from(offset).unwrap_or(last))?;
-        hasher.update(&block);
-    }
-    Ok(hasher.digest128())
 }
 
 /// Removes what nobody has used for long; what cannot be removed is left.
