@@ -42,7 +42,9 @@ impl FromStr for Truncation {
             "raise" => Ok(Self::Raise),
             _ => Err(Error::new(
                 ErrorKind::Config,
-                format!("truncation_strategy \"{name}\" is unknown; expected delete, left, right, split or raise"),
+                format!(
+                    "truncation_strategy \"{name}\" is unknown; expected delete, left, right, split or raise"
+                ),
             )),
         }
     }

@@ -305,7 +305,9 @@ fn encode_row(core: &sftcore::encode::Encoder, row: &[u8]) -> sftcore::Result<Ex
         }
         Outcome::Untrained(error) => return Err(error),
         Outcome::Deleted(_) => "truncation_strategy delete leaves such a row out",
-        Outcome::Pieces(..) => "truncation_strategy split makes several examples of it; a BatchLoader gives them",
+        Outcome::Pieces(..) => {
+            "truncation_strategy split makes several examples of it; a BatchLoader gives them"
+        }
     };
     Err(Error::row("", format!("{length} tokens are over max_length {}, and {message}", core.max_length)))
 }

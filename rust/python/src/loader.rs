@@ -251,7 +251,9 @@ pub(crate) fn parse_on_bad_row(name: &str, quarantine: Option<PathBuf>) -> sftco
         ("raise", None) => Ok(OnBadRow::Raise),
         ("skip", None) => Ok(OnBadRow::Skip),
         ("quarantine", Some(path)) => Ok(OnBadRow::Quarantine(path)),
-        ("quarantine", None) => Err(Error::new(ErrorKind::Config, "on_bad_row quarantine needs a file to write to")),
+        ("quarantine", None) => {
+            Err(Error::new(ErrorKind::Config, "on_bad_row quarantine needs a file to write to"))
+        }
         ("raise" | "skip", Some(_)) => Err(Error::new(
             ErrorKind::Config,
             format!("a quarantine file has no effect with on_bad_row {name}; choose on_bad_row quarantine"),
@@ -406,7 +408,8 @@ pub(crate) fn check_process(process: u32) -> PyResult<()> {
 }
 
 pub(crate) fn to_arrays(py: Python<'_>, step: StepBatch) -> PyResult<NextBatch<'_>> {
-    let Batch { rows, width, input_ids, labels, attention_mask, position_ids, cu_seqlens, loss_weights } = step.batch;
+    let Batch { rows, width, input_ids, labels, attention_mask, position_ids, cu_seqlens, loss_weights } =
+        step.batch;
     let shape = [rows, width];
     let array = |values: Vec<i64>| values.into_pyarray(py).reshape(shape);
     let optional = |values: Vec<i64>| (!values.is_empty()).then(|| array(values)).transpose();

@@ -82,8 +82,9 @@ impl Stream {
     fn restart(&self, py: Python<'_>, state: &str) -> PyResult<()> {
         check_process(self.process)?;
         enter_core(py, || {
-            let state: StreamState = serde_json::from_str(state)
-                .map_err(|error| Error::new(ErrorKind::Config, format!("not the state of a stream: {error}")))?;
+            let state: StreamState = serde_json::from_str(state).map_err(|error| {
+                Error::new(ErrorKind::Config, format!("not the state of a stream: {error}"))
+            })?;
             self.lock().restart(state);
             Ok(())
         })

@@ -132,6 +132,9 @@ fn lone_surrogate(text: &str) -> Option<(usize, &str)> {
 /// The first integer in JSON `text` that 64 bits cannot hold, with its byte.
 fn find_long_integer(text: &str) -> Option<(usize, &str)> {
     let bytes = text.as_bytes();
+    if !has_digits_in_a_row(bytes) {
+        return None;
+    }
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
         match byte {
@@ -158,6 +161,18 @@ fn find_long_integer(text: &str) -> Option<(usize, &str)> {
         }
     }
     None
+}
+
+/// Whether `text` has as many digits in a row as 2^63 has; mostly looks at one byte in 19.
+fn has_digits_in_a_row(text: &[u8]) -> bool {
+    const DIGITS: usize = 19;
+    (0..text.len()).step_by(DIGITS).any(|at| {
+        let (before, after) = text.split_at(at);
+        let after = after.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        after > 0
+            && after + before.iter().rev().take_while(|byte| byte.is_ascii_digit()).take(DIGITS).count()
+                >= DIGITS
+    })
 }
 
 /// Builds a value as `serde_json` does, but refuses a second key; `is_huge` is set where a number came as a

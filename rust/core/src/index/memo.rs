@@ -84,7 +84,8 @@ impl Index {
             bad_rows: self.bad_rows.clone(),
         };
         let header = serde_json::to_vec(&header)?;
-        let mut file = Hashed { inner: BufWriter::with_capacity(1 << 20, File::create(path)?), hasher: Xxh3::new() };
+        let mut file =
+            Hashed { inner: BufWriter::with_capacity(1 << 20, File::create(path)?), hasher: Xxh3::new() };
         file.write_all(MAGIC)?;
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
@@ -158,7 +159,8 @@ mod tests {
         let mut index = Index::default();
         index.table.begin_file();
         for row in 0..500 {
-            let record = Record { offset: row * 7, bytes: 7, tokens: 3, trained_tokens: 1, hash: row ^ 0xABCD };
+            let record =
+                Record { offset: row * 7, bytes: 7, tokens: 3, trained_tokens: 1, hash: row ^ 0xABCD };
             index.table.push(record, row + 1);
         }
         index.sets.push(SetReport { name: "a".to_owned(), rows: 501, bad: 1, ..SetReport::default() });

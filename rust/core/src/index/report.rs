@@ -155,8 +155,10 @@ mod tests {
 
     #[test]
     fn rows_that_are_wrong_in_one_way_share_a_reason() {
-        let one = reason("messages[3] has no \"content\" (found keys: role, value); rename the key to content");
-        let other = reason("messages[12] has no \"content\" (found keys: role, value); rename the key to content");
+        let one =
+            reason("messages[3] has no \"content\" (found keys: role, value); rename the key to content");
+        let other =
+            reason("messages[12] has no \"content\" (found keys: role, value); rename the key to content");
         assert_eq!(one, "messages[N] has no \"content\" (found keys: role, value)");
         assert_eq!(one, other);
         assert_eq!(reason("cutting 913 tokens to max_length 512 leaves no trained token; x"), {

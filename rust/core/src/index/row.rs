@@ -161,7 +161,8 @@ impl ShapedRows {
             (None, Some(pointer)) if error.kind == ErrorKind::Row => {
                 let is_json = !matches!(self.parser.layout(), Layout::Csv { .. } | Layout::TextLines)
                     && !pointer.is_empty();
-                let (line, column) = line_and_column(bytes, if is_json { offset_of(bytes, pointer) } else { 0 });
+                let (line, column) =
+                    line_and_column(bytes, if is_json { offset_of(bytes, pointer) } else { 0 });
                 error.place.line = Some(span.line + line - 1);
                 // the row as a whole is named by its line alone
                 error.place.column = is_json.then_some(column);
@@ -216,9 +217,8 @@ impl ShapedSource {
     pub fn example(&self, encoder: &Encoder, table: &Table, row: u32) -> Result<Example> {
         let record = table.record(row);
         let unplaced = RowSpan { offset: record.offset, bytes: u64::from(record.bytes), line: 0 };
-        let found = self.source.read(unplaced).and_then(|bytes| {
-            encoder.encode(&self.rows.parse(&bytes, unplaced)?)
-        });
+        let found =
+            self.source.read(unplaced).and_then(|bytes| encoder.encode(&self.rows.parse(&bytes, unplaced)?));
         let example = match found {
             Ok(Outcome::Example(example)) => Some(example),
             Ok(Outcome::Pieces(mut examples, _)) => {
@@ -249,7 +249,12 @@ impl ShapedSource {
 impl IndexedRow {
     /// A row that is wrong.
     pub fn bad(span: RowSpan, error: Error, is_untrained: bool) -> Self {
-        Self { span, verdict: Verdict::Bad(error, is_untrained), tools_not_rendered: false, control_tokens: 0 }
+        Self {
+            span,
+            verdict: Verdict::Bad(error, is_untrained),
+            tools_not_rendered: false,
+            control_tokens: 0,
+        }
     }
 
     /// Counts the row of `path` in `report`; what is wrong with it, where something is.

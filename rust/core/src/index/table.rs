@@ -222,7 +222,8 @@ mod tests {
             for row in 0..rows {
                 let offset = (1 << 39) + u64::from(row) * 100;
                 number += 1;
-                let record = Record { offset, bytes: 90, tokens: number, trained_tokens: 1, hash: u64::from(number) };
+                let record =
+                    Record { offset, bytes: 90, tokens: number, trained_tokens: 1, hash: u64::from(number) };
                 table.push(record, u64::from(row) + 1);
             }
         }

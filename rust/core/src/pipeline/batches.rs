@@ -169,7 +169,8 @@ impl Iterator for Tasks {
         let packs = batch.micro_batch(&self.sharing, micro).to_vec();
         let is_last = micro + 1 == self.sharing.gradient_accumulation_steps;
         let table = &self.dataset.index().table;
-        let step_hash = is_last.then(|| batch.rows().fold(0, |sum: u64, row| sum.wrapping_add(table.hash(row))));
+        let step_hash =
+            is_last.then(|| batch.rows().fold(0, |sum: u64, row| sum.wrapping_add(table.hash(row))));
         if !is_last {
             self.current = Some((batch, micro + 1));
         }

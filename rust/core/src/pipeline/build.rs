@@ -108,7 +108,12 @@ impl Iterator for Tasks {
 /// A row and, where near-duplicates are looked for, its sketch.
 type Judged = (IndexedRow, Option<Sketch>);
 
-fn work(shaped: &ShapedSource, encoder: &Encoder, sketcher: Option<&Sketcher>, task: Task) -> Result<Vec<Judged>> {
+fn work(
+    shaped: &ShapedSource,
+    encoder: &Encoder,
+    sketcher: Option<&Sketcher>,
+    task: Task,
+) -> Result<Vec<Judged>> {
     let sound = |span: &Result<RowSpan>| span.as_ref().ok().copied();
     let first = task.spans.iter().find_map(sound);
     let last = task.spans.iter().rev().find_map(sound);
@@ -294,7 +299,9 @@ impl Build<'_> {
         sketch: &Sketch,
     ) -> Result<bool> {
         let candidates = seen.sketches.candidates(sketch);
-        let Some(sketcher) = seen.sketcher.as_deref().filter(|_| !candidates.is_empty()) else { return Ok(false) };
+        let Some(sketcher) = seen.sketcher.as_deref().filter(|_| !candidates.is_empty()) else {
+            return Ok(false);
+        };
         let text = self.encoder.render(&self.sources[file].row(row.span)?)?.text;
         for candidate in candidates {
             let other = &self.sources[index.table.file(candidate)];

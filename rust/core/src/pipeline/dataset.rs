@@ -9,8 +9,8 @@ use serde_json::Value;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::build::{Build, Dedup};
-use super::election::{Progress, SILENCE, build_once};
 pub use super::election::Origin;
+use super::election::{Progress, SILENCE, build_once};
 use super::quarantine;
 use crate::conversation::Columns;
 use crate::encode::{Encoder, Example};
@@ -61,7 +61,8 @@ impl FromStr for MaxBadRows {
 
     fn from_str(text: &str) -> Result<Self> {
         let wrong = || {
-            let message = format!("max_bad_rows \"{text}\" is wrong; expected a number of rows or a share like 0.1%");
+            let message =
+                format!("max_bad_rows \"{text}\" is wrong; expected a number of rows or a share like 0.1%");
             Error::new(ErrorKind::Config, message)
         };
         match text.strip_suffix('%') {
@@ -165,7 +166,12 @@ impl Dataset {
             return Err(self.bad_row_error(first));
         }
         let report = self.report();
-        #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a count")]
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share of a count"
+        )]
         let limit = match options.max_bad_rows {
             MaxBadRows::Any => return Ok(()),
             MaxBadRows::Rows(rows) => rows,
@@ -174,8 +180,12 @@ impl Dataset {
         if report.bad <= limit {
             return Ok(());
         }
-        let reasons: Vec<String> =
-            self.bad_reasons().into_iter().take(5).map(|(reason, count)| format!("\n  {count} x {reason}")).collect();
+        let reasons: Vec<String> = self
+            .bad_reasons()
+            .into_iter()
+            .take(5)
+            .map(|(reason, count)| format!("\n  {count} x {reason}"))
+            .collect();
         let message = format!(
             "{} of {} rows are wrong, and max_bad_rows allows {limit} (the first: {}); fix them or raise \
              --max_bad_rows{}",
@@ -225,7 +235,8 @@ impl Dataset {
             *rows = rows.draw(wanted, order::key(seed ^ set as u64, 0, DRAW));
             report.examples = u64::from(wanted);
             report.tokens = rows.iter().map(|row| u64::from(self.index.table.record(row).tokens)).sum();
-            report.trained_tokens = rows.iter().map(|row| u64::from(self.index.table.trained_tokens(row))).sum();
+            report.trained_tokens =
+                rows.iter().map(|row| u64::from(self.index.table.trained_tokens(row))).sum();
         }
         Ok(())
     }
@@ -349,7 +360,14 @@ fn open_sources(
             None => Columns::default(),
         });
         for path in &spec.files {
-            sources.push(ShapedSource::open(path, columns.clone(), &pool, unpack.as_ref(), is_strict, progress)?);
+            sources.push(ShapedSource::open(
+                path,
+                columns.clone(),
+                &pool,
+                unpack.as_ref(),
+                is_strict,
+                progress,
+            )?);
         }
     }
     Ok(sources)

@@ -47,7 +47,10 @@ pub(super) fn build_once(
 ) -> Result<(Index, Origin, Option<String>)> {
     let Some(folder) = folder else { return Ok((build(progress)?, Origin::Built, None)) };
     let unkept = |error: std::io::Error| {
-        format!("the index could not be kept in {}: {error}; it is made again at each start", folder.display())
+        format!(
+            "the index could not be kept in {}: {error}; it is made again at each start",
+            folder.display()
+        )
     };
     if let Err(error) = std::fs::create_dir_all(folder) {
         return Ok((build(progress)?, Origin::Built, Some(unkept(error))));
@@ -56,9 +59,12 @@ pub(super) fn build_once(
     if let Some(index) = read(&memo) {
         return Ok((index, Origin::Memo, None));
     }
-    let lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(
-        folder.join(format!("{key}.lock")),
-    );
+    let lock = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(folder.join(format!("{key}.lock")));
     let mut lock = match lock {
         Ok(lock) => lock,
         Err(error) => return Ok((build(progress)?, Origin::Built, Some(unkept(error)))),
@@ -178,7 +184,8 @@ mod tests {
         };
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..6).map(|_| scope.spawn(once)).collect();
-            let origins: Vec<Origin> = threads.into_iter().map(|thread| thread.join().unwrap().unwrap().1).collect();
+            let origins: Vec<Origin> =
+                threads.into_iter().map(|thread| thread.join().unwrap().unwrap().1).collect();
             assert_eq!(origins.iter().filter(|&&origin| origin == Origin::Built).count(), 1);
         });
         assert_eq!(builds.into_inner(), 1);
@@ -194,7 +201,8 @@ mod tests {
             Err(Error::new(ErrorKind::Row, "no"))
         });
         assert!(failed.is_err());
-        let built = build_once(Some(&folder), "k", SILENCE, &mut |_, _| Ok(()), &mut |_| Ok(Index::default()));
+        let built =
+            build_once(Some(&folder), "k", SILENCE, &mut |_, _| Ok(()), &mut |_| Ok(Index::default()));
         assert_eq!(built.unwrap().1, Origin::Built);
         std::fs::remove_dir_all(folder).unwrap();
     }
@@ -214,7 +222,8 @@ mod tests {
     #[test]
     fn a_folder_that_cannot_be_made_costs_the_memo_and_is_said() {
         let nowhere = Path::new("/proc/nowhere");
-        let built = build_once(Some(nowhere), "k", SILENCE, &mut |_, _| Ok(()), &mut |_| Ok(Index::default()));
+        let built =
+            build_once(Some(nowhere), "k", SILENCE, &mut |_, _| Ok(()), &mut |_| Ok(Index::default()));
         let (_, origin, unkept) = built.unwrap();
         assert_eq!(origin, Origin::Built);
         assert!(unkept.unwrap().contains("could not be kept in /proc/nowhere"));

@@ -7,9 +7,9 @@ use super::build::NEAR;
 use super::dataset::Dataset;
 use super::election::Progress;
 use super::ordered::{Next, Ordered, PATIENCE, worker_panicked};
+use crate::Result;
 use crate::duplicates::{SketchIndex, Sketcher};
 use crate::order::Rows;
-use crate::Result;
 
 /// A row of one data set that occurs in another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +50,8 @@ impl Dataset {
             .collect();
         if is_near {
             let exact: std::collections::HashSet<u32> = found.iter().map(|overlap| overlap.row).collect();
-            let rows: Vec<u32> = sets.iter().flat_map(Rows::iter).filter(|row| !exact.contains(row)).collect();
+            let rows: Vec<u32> =
+                sets.iter().flat_map(Rows::iter).filter(|row| !exact.contains(row)).collect();
             found.extend(self.near(rows, other, other_sets, num_threads, progress)?);
             found.sort_by_key(|overlap| overlap.row);
         }

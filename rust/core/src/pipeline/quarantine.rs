@@ -31,8 +31,9 @@ fn line(bad: &BadRow, source: &Path, bytes: Option<Vec<u8>>) -> Vec<u8> {
 }
 
 fn full(path: &Path, error: &std::io::Error) -> Error {
-    let message =
-        format!("the quarantine file cannot be written: {error}; free some room or choose another --quarantine");
+    let message = format!(
+        "the quarantine file cannot be written: {error}; free some room or choose another --quarantine"
+    );
     Error::io(path, &std::io::Error::new(error.kind(), message))
 }
 

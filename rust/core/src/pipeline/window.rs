@@ -114,11 +114,15 @@ impl Stream {
     /// Opens a stream; nothing is read yet.
     pub fn open(specs: &[DatasetSpec], encoder: Arc<Encoder>, options: StreamOptions) -> Result<Self> {
         if let Some(spec) = specs.iter().find(|spec| spec.sample.is_some()) {
-            let message = format!("{}: #N draws among all rows, which a stream does not know; leave one out", spec.name);
+            let message = format!(
+                "{}: #N draws among all rows, which a stream does not know; leave one out",
+                spec.name
+            );
             return Err(Error::new(ErrorKind::Config, message));
         }
         if let Some(shares) = options.shares.as_ref().filter(|shares| shares.len() != specs.len()) {
-            let message = format!("mix: {} shares for {} data sets; expected one each", shares.len(), specs.len());
+            let message =
+                format!("mix: {} shares for {} data sets; expected one each", shares.len(), specs.len());
             return Err(Error::new(ErrorKind::Config, message));
         }
         let open = |spec: &DatasetSpec| -> Result<Arc<StreamSet>> {
@@ -219,8 +223,10 @@ impl Stream {
     }
 
     fn collate(&self, packs: &[Vec<u32>], step_hash: Option<u64>) -> StepBatch {
-        let examples: Vec<Vec<Example>> =
-            packs.iter().map(|pack| pack.iter().map(|&at| self.window[at as usize].clone()).collect()).collect();
+        let examples: Vec<Vec<Example>> = packs
+            .iter()
+            .map(|pack| pack.iter().map(|&at| self.window[at as usize].clone()).collect())
+            .collect();
         let rows = packs.iter().flatten();
         let first = u32::try_from(self.state.examples).unwrap_or(u32::MAX);
         StepBatch {
@@ -273,7 +279,9 @@ impl Stream {
     /// How many examples a window has: whole global batches.
     fn window_size(&self) -> usize {
         let batch = match self.options.sharing.batch_size {
-            BatchSize::Rows(rows) if self.options.mode != Mode::Pack => rows * self.options.sharing.micro_batches(),
+            BatchSize::Rows(rows) if self.options.mode != Mode::Pack => {
+                rows * self.options.sharing.micro_batches()
+            }
             _ => 1,
         };
         self.options.buffer.div_ceil(batch) * batch

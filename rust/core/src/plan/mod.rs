@@ -307,7 +307,8 @@ impl Plan {
         let mut micro = micro.to_vec();
         // too few for all ranks and steps: the largest are halved, so that few stay empty
         while micro.len() < self.options.micro_batches {
-            let largest = (0..micro.len()).max_by_key(|&at| micro[at].len()).filter(|&at| micro[at].len() > 1);
+            let largest =
+                (0..micro.len()).max_by_key(|&at| micro[at].len()).filter(|&at| micro[at].len() > 1);
             let Some(largest) = largest else { break };
             let std::ops::Range { start, end } = micro[largest];
             let middle = usize::midpoint(start, end);
@@ -316,7 +317,10 @@ impl Plan {
         }
         let first = micro.first().map_or(0, |range| range.start);
         GlobalBatch {
-            packs: rows[first..micro.last().map_or(first, |range| range.end)].iter().map(|&row| vec![row]).collect(),
+            packs: rows[first..micro.last().map_or(first, |range| range.end)]
+                .iter()
+                .map(|&row| vec![row])
+                .collect(),
             ends: Some(micro.iter().map(|range| range.end - first).collect()),
         }
     }

@@ -125,16 +125,11 @@ impl Packing {
                     let each = (self.capacity / length.max(1)).max(1);
                     let full = rest / each;
                     if full > 0 {
-                        rest = place(
-                            &mut open,
-                            Open { count: full, entries: Vec::new() },
-                            self.capacity,
-                            each,
-                        );
+                        rest =
+                            place(&mut open, Open { count: full, entries: Vec::new() }, self.capacity, each);
                     } else {
                         let last = rest;
-                        rest =
-                            place(&mut open, Open { count: 1, entries: Vec::new() }, self.capacity, last);
+                        rest = place(&mut open, Open { count: 1, entries: Vec::new() }, self.capacity, last);
                     }
                     continue;
                 };

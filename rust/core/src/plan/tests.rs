@@ -7,8 +7,7 @@ fn plan(lengths: &[u32], options: PlanOptions) -> Plan {
     let sets = [Rows::Range(0, u32::try_from(lengths.len()).unwrap())];
     let mixture = Mixture { shares: None, by: MixBy::Rows, stopping: Stopping::FirstExhausted };
     let is_shuffled = options.mode != Mode::Sequential;
-    let order =
-        EpochOrder::new(&sets, &mixture, is_shuffled, options.seed, options.epoch, &|_| 1).unwrap();
+    let order = EpochOrder::new(&sets, &mixture, is_shuffled, options.seed, options.epoch, &|_| 1).unwrap();
     Plan::new(options, order, lengths, None)
 }
 
@@ -27,7 +26,11 @@ fn any_mode() -> impl Strategy<Value = (Mode, bool)> {
 }
 
 fn size(by_tokens: bool, batch_size: usize) -> BatchSize {
-    if by_tokens { BatchSize::Tokens(700 * u32::try_from(batch_size).unwrap()) } else { BatchSize::Rows(batch_size) }
+    if by_tokens {
+        BatchSize::Tokens(700 * u32::try_from(batch_size).unwrap())
+    } else {
+        BatchSize::Rows(batch_size)
+    }
 }
 
 proptest! {
@@ -101,8 +104,13 @@ proptest! {
 fn real_lengths(count: u32) -> Vec<u32> {
     (0..count)
         .map(|row| {
-            let uniform = f64::from(u32::try_from(order::key(u64::from(row), 0, 0) >> 33).unwrap()) / f64::from(1 << 31);
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a length between 20 and 2048")]
+            let uniform = f64::from(u32::try_from(order::key(u64::from(row), 0, 0) >> 33).unwrap())
+                / f64::from(1 << 31);
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a length between 20 and 2048"
+            )]
             let length = (20.0 / (1.0 - uniform * 0.99)) as u32;
             length.min(2048)
         })
@@ -127,7 +135,8 @@ fn ranks_have_nearly_equal_work_at_every_micro_batch() {
         let (mut slowest, mut mean) = (0.0, 0.0);
         for batch in plan.global_batches(&lengths) {
             for step in 0..2 {
-                let costs: Vec<f64> = (0..8).map(|rank| cost(batch.micro_batch(&sharing(rank), step))).collect();
+                let costs: Vec<f64> =
+                    (0..8).map(|rank| cost(batch.micro_batch(&sharing(rank), step))).collect();
                 slowest += costs.iter().copied().fold(0.0, f64::max);
                 mean += costs.iter().sum::<f64>() / 8.0;
             }
@@ -141,10 +150,12 @@ fn buckets_and_packs_hardly_pad() {
     let lengths = real_lengths(50_000);
     let padding = |mode| {
         let batch = if mode == Mode::Pack { 1 } else { 8 };
-        let plan = plan(&lengths, PlanOptions { capacity: 2048, ..options(mode, BatchSize::Rows(batch), 1, 0) });
+        let plan =
+            plan(&lengths, PlanOptions { capacity: 2048, ..options(mode, BatchSize::Rows(batch), 1, 0) });
         let (mut tokens, mut places) = (0_u64, 0_u64);
         for batch in plan.global_batches(&lengths) {
-            let widths = batch.packs.iter().map(|pack| pack.iter().map(|&row| lengths[row as usize]).sum::<u32>());
+            let widths =
+                batch.packs.iter().map(|pack| pack.iter().map(|&row| lengths[row as usize]).sum::<u32>());
             let width = if mode == Mode::Pack { 2048 } else { widths.clone().max().unwrap() };
             tokens += widths.map(u64::from).sum::<u64>();
             places += u64::from(width) * batch.packs.len() as u64;

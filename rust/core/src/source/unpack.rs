@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cursor::from_io;
 use super::decode::Decoder;
+use super::fingerprint;
 use super::kind::Packing;
 use super::pool::{FilePool, PooledFile};
 use crate::{Error, ErrorKind, Result};
@@ -55,8 +56,6 @@ const UNFINISHED: &str = ".unfinished";
 const UNUSED: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A file that is being written is touched all the time; this one was left behind by a process that was killed.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
-const BLOCK_BYTES: usize = 64 << 10;
-const NUM_BLOCKS: u64 = 16;
 
 /// Counts the whole rows of the first `bytes` bytes of a file.
 pub(super) type CountRows<'c> = &'c dyn Fn(&PooledFile, u64) -> Result<u64>;
