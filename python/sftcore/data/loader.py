@@ -139,7 +139,9 @@ class BatchLoader:
         if mix is None and (mix_by != "rows" or stopping_strategy != "first_exhausted"):
             raise ConfigError("mix_by and stopping_strategy have no effect without mix")
         if max_bad_rows is not None and on_bad_row == "raise":
-            raise ConfigError("max_bad_rows has no effect with on_bad_row raise; choose skip or quarantine")
+            raise ConfigError(
+                "max_bad_rows has no effect with on_bad_row raise; choose skip or quarantine"
+            )
         self._sources = resolve_sources(listed(dataset), dataset_info=dataset_info, columns=columns)
         self._encoder = encoder
         if any(is_stdin(source) for source in self._sources):
@@ -262,7 +264,12 @@ class BatchLoader:
             for source in settings["dataset"]
         ]
         loader = cls(
-            dataset, encoder, **settings["index"], **settings["batches"], return_tensors="np", progress=progress
+            dataset,
+            encoder,
+            **settings["index"],
+            **settings["batches"],
+            return_tensors="np",
+            progress=progress,
         )
         if settings["left_out"]:
             loader._left_out = list(settings["left_out"])
@@ -318,7 +325,9 @@ class BatchLoader:
         progress: Callable[[int, int], object] | None = None,
     ) -> list[Overlap]:
         """Returns the rows of this loader that occur in another, near-duplicates too where `near`."""
-        found = self._index.overlap(self._rows, other._index, other._rows, near=near, progress=progress)
+        found = self._index.overlap(
+            self._rows, other._index, other._rows, near=near, progress=progress
+        )
         return [Overlap(row=row, other=twin, is_exact=exact) for row, twin, exact in found]
 
     @property
@@ -372,7 +381,10 @@ class BatchLoader:
         return {
             **total,
             "sets": self._report["sets"],
-            "notes": [*(note for source in self._sources for note in source.notes), *total["notes"]],
+            "notes": [
+                *(note for source in self._sources for note in source.notes),
+                *total["notes"],
+            ],
             "bad_reasons": dict(self._report["bad_reasons"]),
             "first_bad": self._report["first_bad"],
             "split_examples": sum(count[0] for count in counts),
@@ -402,7 +414,15 @@ class BatchLoader:
         """Hashes of what decides the global batches, by what a user could have changed."""
         if self._fingerprints is None:
             settings = self._settings
-            deciding = ("mode", "pack_length", "split", "split_ratio", "mix", "mix_by", "stopping_strategy")
+            deciding = (
+                "mode",
+                "pack_length",
+                "split",
+                "split_ratio",
+                "mix",
+                "mix_by",
+                "stopping_strategy",
+            )
             micro_batches = self._accumulation * settings["world_size"]
             tokens = settings["tokens_per_batch"]
             size = (tokens, micro_batches) if tokens else settings["batch_size"] * micro_batches
@@ -451,7 +471,9 @@ class BatchLoader:
         Raises:
             RowError: A row has changed since the files were indexed.
         """
-        total = sum(self._index.verify(row) for pack in self.global_batch(epoch, step) for row in pack)
+        total = sum(
+            self._index.verify(row) for pack in self.global_batch(epoch, step) for row in pack
+        )
         return f"{total % 2**64:016x}"
 
     def set_epoch(self, epoch: int) -> None:
@@ -497,7 +519,8 @@ class BatchLoader:
             )
         if changes:
             warnings.warn(
-                f"going on although {'; '.join(changes)}: rows of this epoch may come twice or not at all", stacklevel=2
+                f"going on although {'; '.join(changes)}: rows of this epoch may come twice or not at all",
+                stacklevel=2,
             )
         self._batches.stop()
         self._epoch = int(state["epoch"])
@@ -543,7 +566,10 @@ class BatchLoader:
                     self._chain = link(self._chain, step_hash)
                     step = self._consumed // self._accumulation
                     entry = LedgerEntry(
-                        epoch=self._epoch, step=step, examples=f"{step_hash:016x}", chain=self._chain
+                        epoch=self._epoch,
+                        step=step,
+                        examples=f"{step_hash:016x}",
+                        chain=self._chain,
                     )
                     self._entries.append(entry)
                 self._consumed += 1
@@ -612,7 +638,11 @@ def named(
     convert: Callable[[NDArray[Any]], Any],
 ) -> dict[str, Any]:
     """Returns the arrays of a batch that there are, by their names."""
-    batch = {name: convert(array) for name, array in zip(_NAMES, arrays, strict=True) if array is not None}
+    batch = {
+        name: convert(array)
+        for name, array in zip(_NAMES, arrays, strict=True)
+        if array is not None
+    }
     if rows is not None:
         batch["rows"] = convert(rows)
     return batch

@@ -98,7 +98,9 @@ class StreamLoader:
             )
         self._sources = resolve_sources(listed(dataset), dataset_info=dataset_info, columns=columns)
         if world_size > 1 and any(is_stdin(source) for source in self._sources):
-            raise ConfigError("stdin belongs to one process, and every rank reads the stream; use a file")
+            raise ConfigError(
+                "stdin belongs to one process, and every rank reads the stream; use a file"
+            )
         self._encoder = encoder
         self._accumulation = gradient_accumulation_steps
         self._return_tensors = return_tensors
@@ -220,7 +222,9 @@ def _capacity(
             "tokens_per_batch has no effect on packs, which have pack_length tokens; set batch_size"
         )
     if encoder.max_length >= 2**31:
-        raise ConfigError("packs of a stream need a limit of length: open the encoder with max_length")
+        raise ConfigError(
+            "packs of a stream need a limit of length: open the encoder with max_length"
+        )
     if pack_length is not None and pack_length < encoder.max_length:
         raise ConfigError(
             f"pack_length {pack_length} is out of range: examples have up to max_length {encoder.max_length} tokens"

@@ -384,9 +384,9 @@ fn encode(encoder: &Encoder, row: StreamRow) -> Encoded {
     let path = rows.as_ref().map(|rows| rows.path().to_path_buf());
     let (row, bytes) = match (rows, row) {
         (Some(rows), Ok((span, bytes))) => {
-            let encoded = rows.encode(encoder, span, &bytes);
-            let is_bad = encoded.as_ref().is_ok_and(|row| matches!(row.indexed.verdict, Verdict::Bad(..)));
-            (encoded, is_bad.then_some(bytes))
+            let judged = rows.encode(encoder, span, &bytes);
+            let is_bad = judged.as_ref().is_ok_and(|row| matches!(row.indexed.verdict, Verdict::Bad(..)));
+            (judged, is_bad.then_some(bytes))
         }
         (Some(_), Err(error)) if error.kind == ErrorKind::Row => {
             let span = RowSpan { offset: 0, bytes: 0, line: error.place.line.unwrap_or(1) };
