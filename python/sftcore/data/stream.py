@@ -9,19 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sftcore import _core
+from sftcore.data.batches import Mode, check_sharing, converter, named
 from sftcore.data.encoder import Encoder, available_cores
 from sftcore.data.ledger import START, LedgerEntry, link
-from sftcore.data.loader import (
-    Mode,
-    check_sharing,
-    converter,
-    digest,
-    is_stdin,
-    listed,
-    named,
-    specs_of,
-)
-from sftcore.data.sources import DatasetSource, resolve_sources
+from sftcore.data.sources import resolve_sources
+from sftcore.data.specs import Dataset, digest, is_stdin, listed, registered_shares, specs_of
 from sftcore.errors import ConfigError
 
 
@@ -35,7 +27,7 @@ class StreamLoader:
 
     def __init__(
         self,
-        dataset: str | Path | DatasetSource | Sequence[str | Path | DatasetSource],
+        dataset: Dataset | Sequence[Dataset],
         encoder: Encoder,
         *,
         shuffle_buffer_size: int = 10_000,
@@ -97,6 +89,7 @@ class StreamLoader:
                 f"shuffle_buffer_size {shuffle_buffer_size} is out of range: expected 1 or more"
             )
         self._sources = resolve_sources(listed(dataset), dataset_info=dataset_info, columns=columns)
+        mix = mix or registered_shares(self._sources)
         if world_size > 1 and any(is_stdin(source) for source in self._sources):
             raise ConfigError(
                 "stdin belongs to one process, and every rank reads the stream; use a file"
