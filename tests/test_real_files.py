@@ -19,7 +19,7 @@ needs_model = pytest.mark.skipif(
 REFUSALS = {
     "belle/eval_set.json": ":1: a row with the keys question, std_answer, class is in none",
     "bfcl/BFCL_v4_multiple.json": ":1: a row with the keys id, question, function is in none",
-    "cmmlu/agronomy.csv": ":1: column 1 of the header has no name; name it, or leave",
+    "cmmlu/agronomy.csv": ":2: a row with the keys , Question, A, B, C, D, Answer is in none of the known shapes",
     "deepseek-coder/mbpp.jsonl": ':1: a row has both "text" and "code"',
     "fastchat/mt_bench_question.jsonl": ":1: a row with the keys question_id, category, turns is in",
     "hh-rlhf/harmless-base_test.jsonl.gz": "so pass --columns chosen=response",
