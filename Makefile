@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 RUST := $(shell find rust Cargo.toml Cargo.lock -name '*.rs' -o -name 'Cargo.*' -type f)
 CORE := python/sftcore/_core.abi3.so
 
-.PHONY: quickstart test check parity bench engines wheel clean format
+.PHONY: quickstart test check parity bench scale engines wheel clean format
 
 quickstart: $(VENV)/.train $(CORE)
 	$(BIN)/python examples/quickstart/run.py
@@ -44,6 +44,11 @@ parity: $(VENV)/.dev $(CORE)
 bench: $(VENV)/.bench $(CORE)
 	$(BIN)/python benches/encode.py
 	$(BIN)/python benches/data_path.py
+
+# the data engine on a gigabyte; SIZES="1G 10G" takes twenty minutes and 12 GB of disk
+SIZES := 1G
+scale: $(VENV)/.dev $(CORE)
+	$(BIN)/python benches/scale.py --size $(SIZES)
 
 # our tokenizer engine beside the crates that read a tokenizer.json
 SHARED := $(abspath $(or $(SFTCORE_SHARED),../shared/data))

@@ -102,7 +102,7 @@ def open_data(folder: Path, *, progress: Callable[[int, int], object] | None = N
     path = folder / DATA_FILE
     if not path.is_file():
         raise ConfigError(
-            f"{folder} has no {DATA_FILE}; expected the folder of a run (output/MODEL/vN-TIME)"
+            f"{folder} has no {DATA_FILE}; expected the folder of a run (output/MODEL/vN-TIME) that was not streamed"
         )
     description = json.loads(path.read_text(encoding="utf-8"))
     encoder = Encoder.from_settings(folder / TOKENIZER_FOLDER, description["encoder"])

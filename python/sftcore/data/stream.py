@@ -125,8 +125,9 @@ class StreamLoader:
             padding_free=padding_free,
             quadratic_cost=quadratic_cost,
             num_threads=num_threads or available_cores(),
-            on_bad_row=on_bad_row,
-            quarantine=None if quarantine is None else Path(quarantine),
+            # every rank reads every row, and one of them keeps the wrong ones
+            on_bad_row="skip" if rank and on_bad_row == "quarantine" else on_bad_row,
+            quarantine=None if rank or quarantine is None else Path(quarantine),
             max_bad_rows=None if max_bad_rows is None else str(max_bad_rows),
         )
         self._steps = 0

@@ -62,7 +62,8 @@ fn main() -> sftcore::Result<()> {
     let parse = |(row, span): (&Vec<u8>, &RowSpan)| shaped.rows.parse(row, *span);
     let conversations = rows.iter().zip(&spans).map(parse).collect::<sftcore::Result<Vec<_>>>()?;
     lap("JSON and conversation");
-    let rendered = conversations.iter().map(|row| encoder.render(row)).collect::<sftcore::Result<Vec<_>>>()?;
+    let rendered =
+        conversations.iter().map(|row| encoder.render(row)).collect::<sftcore::Result<Vec<_>>>()?;
     lap("render");
     for (row, rendered) in conversations.iter().zip(&rendered) {
         encoder.tokenize(row, rendered)?;
