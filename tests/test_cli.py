@@ -66,8 +66,8 @@ def test_help_teaches_with_an_example(command: str) -> None:
         ),
         (
             ["sft", "--model", "m"],
-            "error: --dataset is missing: Files (.jsonl, .json, .txt; FILE#N draws N rows) or bundled names "
-            "(self-cognition, everyday).",
+            "error: --dataset is missing: Files, folders, globs, names (sftcore datasets list), hub ids, URLs or - "
+            "(stdin); #N at the end draws N rows.",
         ),
         (
             ["train", "--model", "m", "--dataset", "d", "--tuner_type", "full", "--lora_rank", "4"],

@@ -171,6 +171,7 @@ impl Form {
         let probes: Vec<(Conversation, Shape)> = PROBES
             .iter()
             .map(|roles| form.conversation(roles.iter().copied().map(|role| (role, 1.0))))
+            .filter(|probe| template.is_cheap(probe))
             .filter_map(|probe| Shape::learn(template, &probe, controls).map(|shape| (probe, shape)))
             .collect();
         let agrees = |contents: &dyn Fn(usize) -> String| {
