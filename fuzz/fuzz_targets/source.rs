@@ -92,7 +92,8 @@ fn check(path: &Path, chunk: usize) {
         Ok(stream) => stream,
         Err(error) => {
             told(error);
-            assert!(opened.is_err(), "only a stream of {} is refused", path.display());
+            // a file that is damaged before its first row is opened all the same
+            assert!(opened.map_or(true, |source| source.damage().is_some()), "only a stream is refused");
             return;
         }
     };

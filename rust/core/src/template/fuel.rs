@@ -61,7 +61,8 @@ mod tests {
 
     #[test]
     fn hostile_templates_end_with_an_error() {
-        let loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% set c = a %}{% endfor %}{% endfor %}";
+        let loops =
+            "{% for a in range(9999) %}{% for b in range(9999) %}{% set c = a %}{% endfor %}{% endfor %}";
         let doubles = "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
         let tree = "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}\
                     {{ ns.x | tojson }}";
@@ -76,12 +77,25 @@ mod tests {
 
     #[test]
     fn json_of_a_hostile_template_is_refused() {
-        let own = "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns | tojson }}";
-        let deep = "{% set ns = namespace(x=[]) %}{% for i in range(900) %}{% set ns.x = [ns.x] %}{% endfor %}\
-                    {{ ns.x | tojson }}";
-        for source in [own, deep] {
-            let message = render(source, "Hello").unwrap_err();
-            assert!(message.contains("nested deeper than 512 levels"), "{source}: {message}");
+        let nest = |rest: &str| {
+            format!(
+                "{{% set ns = namespace(x=[]) %}}{{% for i in range(9999) %}}{{% for j in range(9999) %}}{rest}\
+                 {{% endfor %}}{{% endfor %}}{{{{ ns.x | tojson }}}}"
+            )
+        };
+        for rest in [
+            "{% set ns.x = [ns.x] %}",
+            "{% set ns.x, ns.y = [ns.x], {'a': ns.x} %}",
+            "{% set ns.x | default([ns.x], true) %}{% endset %}",
+            "{% raw %}{{ '{% endraw %}{% set ns.x = (ns.x, 1) %}",
+        ] {
+            let message = render(&nest(rest), "Hello").unwrap_err();
+            assert!(message.contains("nested deeper than 512 levels"), "{rest}: {message}");
+        }
+        let chain = "{% set ns.y = namespace() %}{% set ns.y.x = ns.x %}{% set ns.x = ns.y %}";
+        for rest in ["{% set ns.x = ns %}", chain] {
+            let message = render(&nest(rest), "Hello").unwrap_err();
+            assert!(message.contains("a namespace holds a namespace"), "{rest}: {message}");
         }
         for width in ["99999999999", "9223372036854775807"] {
             let message = render(&format!("{{{{ [1] | tojson(indent={width}) }}}}"), "Hello").unwrap_err();
@@ -91,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_date_that_cannot_be_written_is_an_error() {
-        for format in ["%", "%Q", "%9999999999d"] {
+        for format in ["%", "%!", "%9999999999d"] {
             let message = render(&format!("{{{{ strftime_now('{format}') }}}}"), "Hello").unwrap_err();
             assert!(message.contains("the chat template fails on this conversation: strftime"), "{message}");
         }
@@ -102,9 +116,11 @@ mod tests {
     fn a_long_conversation_has_more_fuel() {
         let long = "word ".repeat(1 << 20);
         // each character takes several instructions
-        let source = "{% for m in messages %}{% for c in m.content %}{% set d = c %}{% endfor %}{% endfor %}done";
+        let source =
+            "{% for m in messages %}{% for c in m.content %}{% set d = c %}{% endfor %}{% endfor %}done";
         assert_eq!(render(source, &long).as_deref(), Ok("done"));
-        let mut conversation = Conversation { messages: vec![Message::new("user", "a")], ..Conversation::default() };
+        let mut conversation =
+            Conversation { messages: vec![Message::new("user", "a")], ..Conversation::default() };
         assert_eq!(of(&conversation), FUEL);
         conversation.tools = Some(json!([{"name": long}]));
         // "a", a place in a list, "name"

@@ -8,8 +8,8 @@ use std::fmt::Write as _;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
-/// Values nested deeper are refused: a namespace may hold itself.
-const MAX_DEPTH: usize = 512;
+use super::python::MAX_DEPTH;
+
 /// The widest indent.
 const MAX_INDENT: usize = 256;
 
@@ -29,7 +29,9 @@ pub(super) fn tojson(state: &State, value: &Value, kwargs: Kwargs) -> Result<Str
         Some(width) if width.is_number() => {
             let width = usize::try_from(width)?;
             if width > MAX_INDENT {
-                return Err(wrong(format!("tojson with an indent of {width}; expected at most {MAX_INDENT}")));
+                return Err(wrong(format!(
+                    "tojson with an indent of {width}; expected at most {MAX_INDENT}"
+                )));
             }
             Some(" ".repeat(width))
         }

@@ -168,7 +168,12 @@ impl ChatTemplate {
     }
 
     /// What the template may name.
-    fn context(&self, messages: Vec<Value>, conversation: &Conversation, add_generation_prompt: bool) -> Value {
+    fn context(
+        &self,
+        messages: Vec<Value>,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Value {
         let mut context: Vec<(&str, Value)> = vec![
             ("messages", Value::from(messages)),
             ("tools", conversation.tools.as_ref().map_or(Value::from(()), to_jinja)),
@@ -379,6 +384,7 @@ fn new_environment() -> Result<Environment<'static>> {
     environment.set_fuel(Some(fuel::FUEL));
     environment.set_unknown_method_callback(python::unknown_method);
     environment.add_filter(python::EACH, python::each);
+    environment.add_filter(python::KEEP, python::keep);
     environment.add_filter("trim", python::trim);
     environment.add_filter("tojson", json::tojson);
     environment.add_function("raise_exception", raise_exception);
