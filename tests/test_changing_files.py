@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -118,8 +119,6 @@ def test_a_replaced_file_among_more_than_can_be_open_is_an_error_or_the_old_rows
 def test_a_packed_file_was_unpacked_before_it_changed(
     encoder: Encoder, tmp_path: Path, packed: str
 ) -> None:
-    import gzip
-
     path = tmp_path / "rows.jsonl.gz"
     text = b"".join(map(row, ROWS))
     path.write_bytes(gzip.compress(text, 1) if packed == "gz" else text)
