@@ -62,6 +62,8 @@ impl Encoder {
         control_tokens_in_content: &str,
         chat_template_kwargs: &str,
     ) -> PyResult<Self> {
+        // else the first array does it, and a Ctrl-C in the middle of that is a panic (rust-numpy 0.30)
+        py.import("numpy")?;
         enter_core(py, || {
             let pretrained = Pretrained::from_folder(&folder, tokenizer_engine.parse::<EngineChoice>()?)?;
             let compile = |source: &String| ChatTemplate::new(source, pretrained.special_tokens.clone());

@@ -78,7 +78,24 @@ fn explain(text: &str, error: &serde_json::Error) -> Error {
     if let Some(word) = ["NaN", "Infinity", "-Infinity"].into_iter().find(|word| rest.starts_with(word)) {
         return problem_at(bytes, at, format!("not JSON: {word} is no value; write null or a number"));
     }
+    if rest.starts_with('\u{FEFF}') {
+        let message = "not JSON: a byte-order mark inside the file, where another begins; remove it".to_owned();
+        return problem_at(bytes, at, message);
+    }
     match reason {
+        "number out of range" => {
+            let message = "not JSON: a number that 64 bits cannot hold; write it as a string".to_owned();
+            problem_at(bytes, at, message)
+        }
+        "trailing characters" => {
+            let message = "not JSON: text after the end of the row; write one row a line".to_owned();
+            problem_at(bytes, at, message)
+        }
+        reason if reason.starts_with("control character") => {
+            let byte = bytes.get(at).copied().unwrap_or_default();
+            let message = format!("not JSON: the control character 0x{byte:02x} in a string; write it as \\u{byte:04x}");
+            problem_at(bytes, at, message)
+        }
         "lone leading surrogate in hex escape" | "unexpected end of hex escape" => {
             let (at, escape) = lone_surrogate(text).unwrap_or((at, ""));
             let message = format!(
@@ -313,7 +330,7 @@ mod tests {
             ("{\"a\": \"x\0\0", "row:1:9: a NUL byte in the text; the file was not written whole"),
             (r#"{"é": NaN}"#, "row:1:7: not JSON: NaN is no value; write null or a number"),
             (r#"{"é": [}"#, "row:1:8: not JSON: expected value"),
-            (r#"{"a": 1} x"#, "row:1:10: not JSON: trailing characters"),
+            (r#"{"a": 1} x"#, "row:1:10: not JSON: text after the end of the row; write one row a line"),
             (r#"{"a": 1"#, "not JSON: EOF while parsing an object"),
         ] {
             assert!(message(text).contains(expected), "{text}: {}", message(text));

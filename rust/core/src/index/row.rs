@@ -201,6 +201,10 @@ impl ShapedSource {
                 Err(error) => first_error = first_error.or(Some(error)),
             }
         }
+        if let Some(damage) = shaped.source.damage() {
+            // of no row: the damage explains what was found, or why nothing was
+            return Err(damage.clone());
+        }
         let no_rows = || {
             let message = "the file has no rows; check that it was written whole";
             Error::new(ErrorKind::Row, message).in_file(path)
@@ -236,12 +240,16 @@ impl ShapedSource {
     }
 
     fn changed(&self, table: &Table, row: u32) -> Error {
-        let message = "the file changed while it was in use; start the run again";
-        let error = Error::new(ErrorKind::Row, message).in_file(self.source.path());
-        // what is left of the file may not reach so far
+        let error = |message: String| Error::new(ErrorKind::Row, message).in_file(self.source.path());
         match self.line(table, row) {
-            Ok(line) => error.on_line(line),
-            Err(_) => error,
+            Ok(line) => {
+                error("the file changed while it was in use; start the run again".to_owned()).on_line(line)
+            }
+            // what is left of the file does not reach so far
+            Err(_) => error(format!(
+                "the file changed while it was in use: there is no byte {} any more, where a row was; start the run again",
+                table.record(row).offset
+            )),
         }
     }
 }

@@ -6,12 +6,16 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{Error, ErrorKind};
 
 /// How long a wait lasts before the caller may look round (for Ctrl-C).
 pub const PATIENCE: Duration = Duration::from_millis(50);
+/// How long workers that are stopped are waited for.
+const GRACE: Duration = Duration::from_millis(500);
+/// A look at them.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// What [`Ordered::next`] found.
 #[derive(Debug)]
@@ -174,9 +178,16 @@ impl<T> Drop for Ordered<T> {
         }
         self.shared.lock().stopped = true;
         self.shared.changed.notify_all();
+        let begun = Instant::now();
         for worker in self.workers.drain(..) {
-            // a panic was already reported through `failed`
-            let _ = worker.join();
+            while !worker.is_finished() && begun.elapsed() < GRACE {
+                std::thread::sleep(LOOK_EVERY);
+            }
+            if worker.is_finished() {
+                // a panic was already reported through `failed`
+                let _ = worker.join();
+            }
+            // else it waits for a pipe that says nothing, and ends by itself when that does
         }
     }
 }
@@ -226,5 +237,16 @@ mod tests {
         let mut ordered = Ordered::start(0_u64.., 3, 4, |task| task);
         assert!(matches!(ordered.next(Duration::from_secs(5)), Next::Item(0)));
         drop(ordered);
+    }
+
+    #[test]
+    fn a_worker_that_waits_for_ever_does_not_hold_up_the_reader() {
+        let (sender, receiver) = std::sync::mpsc::channel::<u32>();
+        let mut ordered = Ordered::start(receiver.into_iter(), 2, 4, |task| task);
+        assert!(matches!(ordered.next(PATIENCE), Next::Pending));
+        let begun = Instant::now();
+        drop(ordered);
+        assert!(begun.elapsed() < 4 * GRACE);
+        drop(sender);
     }
 }

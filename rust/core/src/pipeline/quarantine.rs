@@ -1,9 +1,10 @@
 //! Rows that are wrong, written to a file with what is wrong with them, for a person to mend.
 //!
 //! A line of the file is `{"path", "line", "column", "pointer", "reason", "row"}`; the row is the text as it stands in
-//! its file, or `null` where it is not UTF-8 text or cannot be told from what follows. The file is written whole or
-//! not at all.
+//! its file. Where that is not UTF-8 it is `null`, and `"bytes"` has them in hexadecimal digits; where the row cannot be
+//! told from what follows, it is `null` alone. The file is written whole or not at all.
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -22,12 +23,24 @@ pub(super) fn append(path: &Path, bad: &BadRow, source: &Path, bytes: Option<Vec
 }
 
 fn line(bad: &BadRow, source: &Path, bytes: Option<Vec<u8>>) -> Vec<u8> {
-    let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
-    let line = json!({
+    let mut line = json!({
         "path": source, "line": bad.line, "column": bad.column, "pointer": bad.pointer, "reason": bad.message,
-        "row": text,
+        "row": null,
     });
+    match bytes.map(String::from_utf8) {
+        Some(Ok(text)) => line["row"] = text.into(),
+        Some(Err(error)) => line["bytes"] = hexadecimal(error.as_bytes()).into(),
+        None => {}
+    }
     format!("{line}\n").into_bytes()
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut digits, byte| {
+        // writing to a string cannot fail
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    })
 }
 
 fn full(path: &Path, error: &std::io::Error) -> Error {

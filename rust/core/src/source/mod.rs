@@ -117,10 +117,10 @@ impl Source {
             _ => [].into(),
         };
         let damage = damage.map(|damage| {
-            let unpack::Damage { rows, reason } = damage;
+            let unpack::Damage { rows, line, reason } = damage;
             let message =
                 format!("{reason}; {rows} rows before it can be read: write or fetch the file again");
-            placed(Error::new(ErrorKind::Row, message))
+            placed(Error::new(ErrorKind::Row, message)).on_line(line)
         });
         let parser = RowParser { layout, header };
         Ok(Self { path: path.to_path_buf(), file, bytes, parser, damage, num_rows })
@@ -213,16 +213,20 @@ fn reader(file: &PooledFile, bytes: u64) -> BufReader<pool::Forward> {
     BufReader::with_capacity(BUFFER_BYTES, file.forward(bytes))
 }
 
-/// The rows of a file that breaks off: all but the one that is cut.
-fn count_whole_rows(file: &PooledFile, bytes: u64, format: Format) -> Result<u64> {
+/// The rows of a file that breaks off, all but the one that is cut, and the line where they end.
+fn count_whole_rows(file: &PooledFile, bytes: u64, format: Format) -> Result<(u64, u64)> {
     let layout = layout::find(reader(file, bytes), format)?;
     let mut spans = RowSpans::new(reader(file, bytes), layout);
-    let (mut rows, mut is_whole) = (0, true);
+    let (mut rows, mut line, mut is_whole) = (0, 1, true);
     while let Some(row) = spans.next() {
         rows += 1;
         is_whole = row.is_ok() && spans.is_closed();
+        line = match row {
+            Ok(row) if !is_whole => row.line,
+            _ => spans.line(),
+        };
     }
-    Ok(rows - u64::from(!is_whole))
+    Ok((rows - u64::from(!is_whole), line))
 }
 
 /// The first and the last bytes of a file of `size` bytes.

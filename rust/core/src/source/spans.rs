@@ -119,6 +119,11 @@ impl<R: BufRead> RowSpans<R> {
         self.0.cursor.offset
     }
 
+    /// The line of the next byte.
+    pub(super) fn line(&self) -> u64 {
+        self.0.cursor.line
+    }
+
     /// Whether the end of the last row was seen, and not just the end of the file.
     pub(super) fn is_closed(&self) -> bool {
         self.0.cursor.closed

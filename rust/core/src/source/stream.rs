@@ -31,13 +31,16 @@ pub fn open_stream(path: &Path) -> Result<(Box<dyn BufRead + Send>, Layout)> {
         let size = metadata.is_file().then_some(metadata.len());
         match is_parquet(&file, size, format) {
             Ok(true) => (Decoder::of_file(file, Packing::Parquet), Format::Parquet),
-            Ok(false) => (decoder(BufReader::with_capacity(BUFFER_BYTES, file), format), format),
+            Ok(false) => {
+                let file = Opened { file, left: size.unwrap_or(0) };
+                (decoder(BufReader::with_capacity(BUFFER_BYTES, file), format), format)
+            }
             Err(error) => (Err(error), format),
         }
     };
     let placed = |error: Error| error.in_file(path);
     let mut reader = Recorder {
-        reader: BufReader::with_capacity(BUFFER_BYTES, decoder.map_err(placed)?),
+        reader: BufReader::with_capacity(BUFFER_BYTES, Unpacked(decoder.map_err(placed)?)),
         seen: Vec::new(),
     };
     let layout = layout::find(&mut reader, format).map_err(placed)?;
@@ -65,6 +68,46 @@ fn decoder(mut reader: impl BufRead + Send + 'static, format: Format) -> Result<
     }
     let packing = kind::packing(format, &head, &[])?;
     Ok(Decoder::of_reader(io::Cursor::new(head).chain(reader), packing))
+}
+
+/// A file that has at least the bytes that it had when it was opened.
+struct Opened {
+    file: File,
+    /// Those of them that were not read yet; of a pipe none are known.
+    left: u64,
+}
+
+impl Read for Opened {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(bytes)?;
+        if read == 0 && self.left > 0 && !bytes.is_empty() {
+            // a cut between two rows looks like an end
+            let kind = io::ErrorKind::UnexpectedEof;
+            return Err(io::Error::new(kind, Error::new(ErrorKind::Io(kind), super::SHRUNK)));
+        }
+        self.left = self.left.saturating_sub(read as u64);
+        Ok(read)
+    }
+}
+
+/// Says what to do where a packed file is damaged.
+struct Unpacked(Decoder);
+
+impl Read for Unpacked {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.0.read(bytes).map_err(|error| {
+            let kind = error.kind();
+            match error.downcast::<Error>() {
+                Ok(mut error) => {
+                    if error.kind == ErrorKind::Row {
+                        error.message += "; the rows before it can be read: write or fetch the file again";
+                    }
+                    io::Error::new(kind, error)
+                }
+                Err(error) => error,
+            }
+        })
+    }
 }
 
 /// Remembers what is taken, so that it can be read again.

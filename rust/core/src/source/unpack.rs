@@ -36,6 +36,8 @@ pub(super) struct Unpacked {
 pub(super) struct Damage {
     /// Whole rows before it.
     pub(super) rows: u64,
+    /// The line where they end.
+    pub(super) line: u64,
     /// What is wrong, at which byte.
     pub(super) reason: String,
 }
@@ -48,7 +50,7 @@ struct Trailer {
 }
 
 /// The last bytes of a `.rows` file; the number is that of its format.
-const MAGIC: &[u8; 8] = b"sftrows1";
+const MAGIC: &[u8; 8] = b"sftrows2";
 /// A trailer is a few numbers and a sentence.
 const MAX_TRAILER_BYTES: u64 = 64 << 10;
 const UNFINISHED: &str = ".unfinished";
@@ -57,8 +59,8 @@ const UNUSED: Duration = Duration::from_secs(30 * 24 * 3600);
 /// A file that is being written is touched all the time; this one was left behind by a process that was killed.
 const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 
-/// Counts the whole rows of the first `bytes` bytes of a file.
-pub(super) type CountRows<'c> = &'c dyn Fn(&PooledFile, u64) -> Result<u64>;
+/// Counts the whole rows of the first `bytes` bytes of a file, and says on which line they end.
+pub(super) type CountRows<'c> = &'c dyn Fn(&PooledFile, u64) -> Result<(u64, u64)>;
 /// Told how far it is, in packed bytes; an error stops it.
 pub(super) type Progress<'p> = &'p mut dyn FnMut(u64, u64) -> Result<()>;
 
@@ -181,7 +183,8 @@ impl<'p> Job<'p> {
 }
 
 fn damage(file: &PooledFile, bytes: u64, reason: String, count_rows: CountRows<'_>) -> Result<Damage> {
-    Ok(Damage { rows: count_rows(file, bytes)?, reason })
+    let (rows, line) = count_rows(file, bytes)?;
+    Ok(Damage { rows, line, reason })
 }
 
 /// The unpacked file at `target`, if it is there and whole.
