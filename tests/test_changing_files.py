@@ -75,7 +75,9 @@ def test_other_bytes_in_place_are_an_error_with_the_line(
     batches, first = begin(open_loader(path, encoder, mode="sequential", on_bad_row=on_bad_row))
     overwrite(path)
     seen = list(questions(encoder, [first]))
-    with pytest.raises(RowError, match="the file changed while it was in use; start the run") as caught:
+    with pytest.raises(
+        RowError, match="the file changed while it was in use; start the run"
+    ) as caught:
         for batch in batches:
             seen += questions(encoder, [batch])
     assert set(seen) <= OLD
@@ -147,7 +149,13 @@ LONG = range(25_000)
 
 def stream(path: Path, encoder: Encoder, **settings: Any) -> StreamLoader:
     return StreamLoader(
-        path, encoder, shuffle_buffer_size=20, batch_size=2, num_threads=1, return_tensors="np", **settings
+        path,
+        encoder,
+        shuffle_buffer_size=20,
+        batch_size=2,
+        num_threads=1,
+        return_tensors="np",
+        **settings,
     )
 
 

@@ -92,7 +92,11 @@ def test_a_packed_file_that_is_damaged_gives_the_rows_before_and_says_so(
     path.write_bytes(damaged(name))
     lines_of_row = 2 if "csv" in name else 1
     is_whole = name.startswith(("checksum", "junk", "trailer"))
-    for loader in (BatchLoader, BatchLoader, StreamLoader):  # the second time from the index that was kept
+    for loader in (
+        BatchLoader,
+        BatchLoader,
+        StreamLoader,
+    ):  # the second time from the index that was kept
         report = counts(
             loader(
                 path, encoder, on_bad_row="quarantine", quarantine=quarantine, return_tensors="np"
@@ -181,7 +185,10 @@ NO_TEXT = {
         b'{"query": "q\x07", "response": "a"}',
         "2:13: not JSON: the control character 0x07 in a string; write it as \\u0007",
     ),
-    "two rows": (GOOD + GOOD, "2:32: not JSON: text after the end of the row; write one row a line"),
+    "two rows": (
+        GOOD + GOOD,
+        "2:32: not JSON: text after the end of the row; write one row a line",
+    ),
     "depth": (
         b'{"query": "q", "response": "a", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         "2:164: a value nested deeper than 127 levels; flatten it",
@@ -249,7 +256,16 @@ def test_byte_order_marks_and_line_endings_change_nothing(
 ) -> None:
     texts = {
         "a.jsonl": GOOD + ending + ending + GOOD + ending + b'{"no": 1}' + ending,
-        "b.json": b"[" + GOOD + b"," + ending + ending + GOOD + b"," + ending + b'{"no": 1}]' + ending,
+        "b.json": b"["
+        + GOOD
+        + b","
+        + ending
+        + ending
+        + GOOD
+        + b","
+        + ending
+        + b'{"no": 1}]'
+        + ending,
         "c.csv": ending.join([b"query,response", b"q,a", b"q,a", b'q,""', b""]),
     }
     for name, text in texts.items():
