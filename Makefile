@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 RUST := $(shell find rust Cargo.toml Cargo.lock -name '*.rs' -o -name 'Cargo.*' -type f)
 CORE := python/sftcore/_core.abi3.so
 
-.PHONY: quickstart test check parity bench engines wheel clean format
+.PHONY: quickstart test check parity bench scale engines fuzz fuzz-keep wheel clean format
 
 quickstart: $(VENV)/.train $(CORE)
 	$(BIN)/python examples/quickstart/run.py
@@ -45,11 +45,44 @@ bench: $(VENV)/.bench $(CORE)
 	$(BIN)/python benches/encode.py
 	$(BIN)/python benches/data_path.py
 
+# the data engine on a gigabyte; SIZES="1G 10G" takes twenty minutes and 12 GB of disk
+SIZES := 1G
+scale: $(VENV)/.dev $(CORE)
+	$(BIN)/python benches/scale.py --size $(SIZES)
+
 # our tokenizer engine beside the crates that read a tokenizer.json
 SHARED := $(abspath $(or $(SFTCORE_SHARED),../shared/data))
 engines:
 	cd benches/engines && cargo run --locked --release -- $(SHARED)/tokenizers $(addprefix $(SHARED)/datasets/, \
 	  codealpaca/code_alpaca_2k.json llamafactory/alpaca_zh_demo.json llamafactory/alpaca_en_demo.json self-llm/huanhuan.jsonl)
+
+# Coverage-guided fuzzing: every target for so many seconds, two at a time, from the inputs in fuzz/corpus. What covers more goes to
+# fuzz/found; an input that fails stays in fuzz/artifacts. The stable compiler has what libFuzzer needs behind RUSTC_BOOTSTRAP.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= source conversation template tokenizer
+FUZZ_BUILD ?= $(CURDIR)/target/fuzz
+FUZZ_BINARY = $(FUZZ_BUILD)/$(shell rustc -vV | sed -n 's/^host: //p')/release
+CARGO_FUZZ := target/tools/bin/cargo-fuzz
+fuzz: $(FUZZ_BUILD)/.built
+	@mkdir -p $(foreach target,$(FUZZ_TARGETS),fuzz/found/$(target) fuzz/artifacts/$(target))
+	@printf '%s\n' $(FUZZ_TARGETS) | xargs -P 2 -I TARGET bash -c '\
+	  if $(FUZZ_BINARY)/TARGET fuzz/found/TARGET fuzz/corpus/TARGET -dict=fuzz/dictionaries/TARGET.dict -artifact_prefix=fuzz/artifacts/TARGET/ \
+	      -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=60 -rss_limit_mb=4096 -print_final_stats=1 >fuzz/artifacts/TARGET.log 2>&1; \
+	  then echo "TARGET: $$(grep -o "cov: [0-9]*" fuzz/artifacts/TARGET.log | sed -n "1p;\$$p" | paste -sd " "), $$(grep "^Done" fuzz/artifacts/TARGET.log)"; \
+	  else tail -n 40 fuzz/artifacts/TARGET.log; echo "TARGET failed: run $(FUZZ_BINARY)/TARGET on the input named above"; exit 255; fi'
+
+# adds to fuzz/corpus what the inputs in fuzz/found cover beyond it
+fuzz-keep: $(FUZZ_BUILD)/.built
+	@for target in $(FUZZ_TARGETS); do $(FUZZ_BINARY)/$$target -merge=1 -max_len=4096 -timeout=60 -rss_limit_mb=4096 \
+	  fuzz/corpus/$$target fuzz/found/$$target; done
+
+$(CARGO_FUZZ):
+	cargo install --quiet --locked --root target/tools --target-dir target/tools/build cargo-fuzz
+
+# what runs is what ships: no crate hears that it is being fuzzed
+$(FUZZ_BUILD)/.built: $(CARGO_FUZZ) $(RUST) $(wildcard fuzz/fuzz_targets/*.rs fuzz/Cargo.* python/sftcore/templates/*.jinja)
+	RUSTC_BOOTSTRAP=1 $(CARGO_FUZZ) fuzz build --sanitizer none --no-cfg-fuzzing --target-dir $(FUZZ_BUILD)
+	@touch $@
 
 wheel: $(VENV)/.base
 	$(BIN)/maturin build --release --out dist

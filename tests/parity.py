@@ -92,7 +92,13 @@ def to_conversation(name: str, row: Any) -> Conversation | None:
             if key not in ("role", "from", "content", "value", "loss", "loss_weight")
         }
         messages.append({"role": ROLES.get(role, role), "content": content, **rest})
-    if not (record.get("messages") or record.get("conversations")):
+    for turn in record.get("conversation") or []:
+        if turn.get("system"):
+            messages.append({"role": "system", "content": turn["system"]})
+        question, answer = ("human", "assistant") if "human" in turn else ("input", "output")
+        messages.append({"role": "user", "content": turn[question]})
+        messages.append({"role": "assistant", "content": turn[answer]})
+    if not any(record.get(key) for key in ("messages", "conversations", "conversation")):
         for turn in record.get("history") or []:
             question, answer = turn.values() if isinstance(turn, dict) else turn
             messages.append({"role": "user", "content": question})

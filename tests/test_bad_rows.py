@@ -85,7 +85,9 @@ def test_a_run_without_wrong_rows_leaves_no_quarantine_of_an_earlier_one(
     assert not quarantine.exists()
 
 
-@pytest.mark.parametrize(("limit", "fits"), [("5%", True), ("4.9%", False), (5, True), ("4", False)])
+@pytest.mark.parametrize(
+    ("limit", "fits"), [("5%", True), ("4.9%", False), (5, True), ("4", False)]
+)
 def test_more_wrong_rows_than_allowed_are_an_error_with_the_reasons(
     encoder: Encoder, rows: Path, limit: str | int, fits: bool
 ) -> None:

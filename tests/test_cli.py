@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sftcore.cli import main
+from sftcore.config import TrainConfig, build, read_yaml
 
 GOOD = '{"query": "Who?", "response": "Me."}\n'
 
@@ -65,8 +66,8 @@ def test_help_teaches_with_an_example(command: str) -> None:
         ),
         (
             ["sft", "--model", "m"],
-            "error: --dataset is missing: Files (.jsonl, .json, .txt; FILE#N draws N rows) or bundled names "
-            "(self-cognition, everyday).",
+            "error: --dataset is missing: Files, folders, globs, names (sftcore datasets list), hub ids, URLs or - "
+            "(stdin); #N at the end draws N rows.",
         ),
         (
             ["train", "--model", "m", "--dataset", "d", "--tuner_type", "full", "--lora_rank", "4"],
@@ -99,6 +100,17 @@ def test_an_unknown_key_of_a_file_is_named(
     assert capsys.readouterr().err == (
         f'error: {path}: unknown setting "learning_rat"; did you mean learning_rate?\n'
     )
+
+
+def test_a_mapping_in_a_file_is_the_json_of_the_setting(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\ndataset: [a.jsonl]\ncolumns:\n  ask: query\n  reply: response\n")
+    config = build(TrainConfig, read_yaml(path), origin=str(path))
+    assert config.column_names == {"ask": "query", "reply": "response"}
+    flags = build(
+        TrainConfig, {**read_yaml(path), "columns": "ask=query,reply=response"}, origin="x"
+    )
+    assert flags.column_names == config.column_names
 
 
 def test_flags_stand_before_the_file(tmp_path: Path) -> None:

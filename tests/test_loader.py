@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftcore.data import BatchLoader, Encoder
+from sftcore.data import BatchLoader, Encoder, StreamLoader
 from sftcore.errors import ConfigError
 
 
@@ -78,12 +78,19 @@ def test_every_row_is_seen_once_an_epoch_over_all_ranks(
     assert sorted(seen) == sorted(f"row {number}" for number in range(97))
 
 
-def test_batches_do_not_depend_on_the_number_of_threads(encoder: Encoder, rows: Path) -> None:
+@pytest.mark.parametrize("kind", ["bucket", "pack", "sequential", "stream"])
+def test_batches_do_not_depend_on_the_number_of_threads(
+    shared_data: Path, rows: Path, kind: str
+) -> None:
+    encoder = Encoder.from_pretrained(shared_data / "tokenizers" / "smollm2", max_length=128)
+
     def batches(num_threads: int) -> list[bytes]:
-        loader = BatchLoader(
-            rows, encoder, batch_size=3, num_threads=num_threads, return_tensors="np"
-        )
-        return [batch["input_ids"].tobytes() for batch in loader]
+        settings: dict = {"batch_size": 3, "num_threads": num_threads, "return_tensors": "np"}
+        if kind == "stream":
+            loader = StreamLoader(rows, encoder, shuffle_buffer_size=20, **settings)
+        else:
+            loader = BatchLoader(rows, encoder, mode=kind, cache=False, **settings)
+        return [batch["input_ids"].tobytes() for _ in range(2) for batch in loader]
 
     assert batches(1) == batches(2) == batches(8)
 

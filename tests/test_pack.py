@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def examples(batch: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
     borders = batch["cu_seqlens"]
     found = [
         (ids[start:end].tolist(), labels[start:end].tolist())
-        for start, end in zip(borders[:-1], borders[1:], strict=True)
+        for start, end in itertools.pairwise(borders)
     ]
     return [example for example in found if any(label != -100 for label in example[1])]
 
@@ -115,7 +116,7 @@ def test_packs_keep_positions_and_labels_of_each_example_apart(
         assert borders.dtype == np.int32
         assert borders[0] == 0
         assert borders[-1] == positions.size
-        for start, end in zip(borders[:-1], borders[1:], strict=True):
+        for start, end in itertools.pairwise(borders):
             assert (positions[start:end] == np.arange(end - start)).all()
             assert labels[start] == -100
 
@@ -176,9 +177,7 @@ def test_settings_that_do_not_go_together_are_refused(
     assert text in str(caught.value)
 
 
-def test_a_row_that_is_too_long_becomes_several_examples(
-    tmp_path: Path, shared_data: Path
-) -> None:
+def test_a_row_that_is_too_long_becomes_several_examples(tmp_path: Path, shared_data: Path) -> None:
     folder = shared_data / "tokenizers" / "smollm2"
     whole = Encoder.from_pretrained(folder)
     encoder = Encoder.from_pretrained(folder, max_length=40, truncation_strategy="split")

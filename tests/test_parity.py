@@ -30,7 +30,7 @@ TAGGED = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# every file of the shared data that is in one of the five shapes
+# every file of the shared data that is in one of the known shapes
 FILES = [
     "alpaca-chinese/zh-data-part-00.json",
     "alpaca_eval/gpt-4o-2024-05-13_outputs.json",
@@ -39,7 +39,9 @@ FILES = [
     "data-juicer/arxiv.jsonl",
     "data-juicer/stack_exchange.jsonl",
     "emollm/aiwei.jsonl",
+    "emollm/ruozhiba_format_emo.jsonl",
     "fastchat/dummy_conversation.json",
+    "firefly/dummy_data.jsonl",
     "gpteacher/roleplay.json",
     "gsm8k/train.jsonl",
     "huatuo/llama_data.json",
@@ -107,6 +109,16 @@ def to_messages(row):
                 ]
                 content = "\n".join(([content] if content else []) + calls)
             messages.append({"role": ROLES.get(role, role), "content": content})
+        return messages, untrained
+    for turn in row.get("conversation") or []:
+        if turn.get("system"):
+            messages.append({"role": "system", "content": turn["system"]})
+        question, answer = ("human", "assistant") if "human" in turn else ("input", "output")
+        messages += [
+            {"role": "user", "content": turn[question]},
+            {"role": "assistant", "content": turn[answer]},
+        ]
+    if "conversation" in row:
         return messages, untrained
     for turn in row.get("history") or []:
         question, answer = turn.values() if isinstance(turn, dict) else turn

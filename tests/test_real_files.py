@@ -19,17 +19,16 @@ needs_model = pytest.mark.skipif(
 REFUSALS = {
     "belle/eval_set.json": ":1: a row with the keys question, std_answer, class is in none",
     "bfcl/BFCL_v4_multiple.json": ":1: a row with the keys id, question, function is in none",
-    "cmmlu/agronomy.csv": ":1: column 1 of the header has no name; name it, or leave",
+    "cmmlu/agronomy.csv": ":2: a row with the keys , Question, A, B, C, D, Answer is in none of the known shapes",
     "deepseek-coder/mbpp.jsonl": ':1: a row has both "text" and "code"',
-    "emollm/ruozhiba_format_emo.jsonl": ":2: a row with the keys conversation is in none",
     "fastchat/mt_bench_question.jsonl": ":1: a row with the keys question_id, category, turns is in",
-    "hh-rlhf/harmless-base_test.jsonl.gz": "(a preference row: SFT needs one answer as",
-    "llamafactory/dpo_zh_demo.json": ':3:22: "conversations" has no assistant turn to train on',
+    "hh-rlhf/harmless-base_test.jsonl.gz": "so pass --columns chosen=response",
+    "llamafactory/dpo_zh_demo.json": "pass --columns conversations=prompt,chosen=completion",
     "llamafactory/mllm_demo.json": ':21:15: a row carries "images"',
     "moss/conversation_with_plugins.jsonl": ":1: a row with the keys conversation_id, meta_instruct",
     "oasst/en_100_tree.jsonl": ":1: a row with the keys message_tree_id, tree_state, prompt is in",
     "stanford_alpaca/seed_tasks.jsonl": ":1: a row with the keys id, name, instruction, instances",
-    "yi/train.jsonl": "(a preference row: SFT needs one answer as",
+    "yi/train.jsonl": "SFT needs one answer, so pass --columns chosen=response",
 }
 
 

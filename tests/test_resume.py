@@ -54,7 +54,12 @@ def steps_of(loaders: list[BatchLoader], epochs: int) -> list[tuple[int, ...]]:
         accumulation = loaders[0]._accumulation
         batches = [[batch["rows"].tolist() for batch in loader] for loader in loaders]
         for start in range(0, len(batches[0]), accumulation):
-            found = [row for rank in batches for rows in rank[start : start + accumulation] for row in rows]
+            found = [
+                row
+                for rank in batches
+                for rows in rank[start : start + accumulation]
+                for row in rows
+            ]
             steps.append(tuple(sorted(found)))
     return steps
 
@@ -79,7 +84,9 @@ def open_ranks(
 
 
 @settings(max_examples=25, deadline=None)
-@given(shape=st.sampled_from(SHAPES), worlds=st.permutations([(1, 4), (2, 2), (4, 1)]), data=st.data())
+@given(
+    shape=st.sampled_from(SHAPES), worlds=st.permutations([(1, 4), (2, 2), (4, 1)]), data=st.data()
+)
 def test_a_run_goes_on_from_any_step_on_any_number_of_ranks(
     encoder: Encoder,
     sets: list[Path],
@@ -179,7 +186,13 @@ def test_the_rows_of_a_step_are_looked_up_from_what_a_run_kept(
     from sftcore.data.ledger import append_ledger
 
     loader = BatchLoader(
-        sets, encoder, batch_size=4, mode="pack", split="train", split_ratio=0.1, return_tensors="np"
+        sets,
+        encoder,
+        batch_size=4,
+        mode="pack",
+        split="train",
+        split_ratio=0.1,
+        return_tensors="np",
     )
     save_data(loader, tmp_path)
     handed_out = [loader.global_batch(0, 1), loader.global_batch(1, 2)]
@@ -203,9 +216,7 @@ def test_the_rows_of_a_step_are_looked_up_from_what_a_run_kept(
         assert "these are the examples the step saw" in shown.stderr
 
 
-def test_a_step_whose_rows_changed_since_is_an_error(
-    encoder: Encoder, tmp_path: Path
-) -> None:
+def test_a_step_whose_rows_changed_since_is_an_error(encoder: Encoder, tmp_path: Path) -> None:
     from sftcore.data.ledger import append_ledger
     from sftcore.data.run import look_up_step
 

@@ -66,7 +66,12 @@ def steps_of(loaders: list[StreamLoader]) -> list[list[str]]:
     accumulation = loaders[0]._accumulation
     batches = [[questions(loader, batch) for batch in loader] for loader in loaders]
     return [
-        sorted(text for rank in batches for found in rank[start : start + accumulation] for text in found)
+        sorted(
+            text
+            for rank in batches
+            for found in rank[start : start + accumulation]
+            for text in found
+        )
         for start in range(0, len(batches[0]), accumulation)
     ]
 
@@ -85,7 +90,9 @@ def test_every_row_comes_once_an_epoch(
     encoder: Encoder, sets: list[Path], shape: dict[str, Any]
 ) -> None:
     loader = open_ranks(sets, encoder, 1, 2, **shape)[0]
-    expected = sorted([f"a{number}" for number in range(130)] + [f"b{number}" for number in range(40)])
+    expected = sorted(
+        [f"a{number}" for number in range(130)] + [f"b{number}" for number in range(40)]
+    )
     first, second = (steps_of([loader]) for _ in range(2))
     for epoch in (first, second):
         assert sorted(text for step in epoch for text in step) == expected
@@ -102,7 +109,9 @@ def test_without_shuffling_the_order_of_the_files_is_kept(
 
 
 @settings(max_examples=20, deadline=None)
-@given(shape=st.sampled_from(SHAPES), worlds=st.permutations([(1, 4), (2, 2), (4, 1)]), data=st.data())
+@given(
+    shape=st.sampled_from(SHAPES), worlds=st.permutations([(1, 4), (2, 2), (4, 1)]), data=st.data()
+)
 def test_a_stream_goes_on_from_any_step_on_any_number_of_ranks(
     encoder: Encoder,
     sets: list[Path],

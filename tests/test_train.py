@@ -98,9 +98,10 @@ def plain_losses(
         examples.append((ids, [-100] * len(prompt) + ids[len(prompt) : -1] + [-100]))
     net = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).train()
     encoder = Encoder.from_pretrained(model)
-    order = BatchLoader(
+    loader = BatchLoader(
         rows, encoder, batch_size=batch_size, gradient_accumulation_steps=accumulation
-    ).plan(0)
+    )
+    order = list(loader.plan(0))
     decay = [p for n, p in net.named_parameters() if "norm" not in n]
     rest = [p for n, p in net.named_parameters() if "norm" in n]
     optimizer = torch.optim.AdamW(
@@ -322,29 +323,24 @@ def test_a_stream_gives_the_same_text_as_the_whole_answer(model: Path) -> None:
     assert "".join(pieces).strip() == answer
 
 
-def test_data_sets_of_every_kind_become_paths(model: Path, rows: Path, tmp_path: Path) -> None:
-    from sftcore.train.datasets import find_sources, loader_paths
+def test_training_takes_folders_columns_and_draws(model: Path, rows: Path, tmp_path: Path) -> None:
+    from sftcore.train.loaders import describe_data, open_loaders
 
-    info = tmp_path / "info.json"
-    info.write_text(
-        json.dumps(
-            {"mine": {"files": str(rows)}, "odd": {"files": str(rows), "columns": {"a": "b"}}}
-        )
-    )
+    info, renamed = tmp_path / "info.json", tmp_path / "renamed.jsonl"
+    renamed.write_text(rows.read_text(encoding="utf-8").replace('"question"', '"ask"'))
+    info.write_text(json.dumps({"odd": {"files": str(renamed), "columns": {"ask": "query"}}}))
     config = config_of(
-        model, rows, tmp_path, dataset=["mine#3", str(rows.parent)], dataset_info=[str(info)]
+        model,
+        rows,
+        tmp_path,
+        dataset=["odd#3", str(rows.parent)],
+        dataset_info=[str(info)],
+        mix=[0.5, 0.5],
+        split_dataset_ratio=0.0,
     )
-    assert loader_paths(find_sources(config.dataset, config)) == [f"{rows}#3", str(rows)]
-    with pytest.raises(ConfigError, match="--dataset odd: its keys are read under other names"):
-        loader_paths(find_sources(["odd"], config))
-    with pytest.raises(
-        ConfigError, match="--dataset -: training goes over its rows more than once"
-    ):
-        loader_paths(find_sources(["-"], config))
-    rows.with_name("more.jsonl").write_bytes(rows.read_bytes())
-    with pytest.raises(ConfigError, match="#2: its rows lie in 2 files"):
-        loader_paths(find_sources([f"{rows.parent}#2"], config))
-    rows.with_name("more.jsonl").unlink()
+    loader, _ = open_loaders(config, Encoder.from_pretrained(model), 1)
+    assert [part["examples"] for part in loader.report["epoch"]] == [3, 3]
+    assert "odd: 3 examples an epoch" in describe_data(loader, None)
 
 
 def test_names_are_asked_for_just_where_they_are_taught(

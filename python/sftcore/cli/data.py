@@ -52,8 +52,17 @@ def register(subparsers: Subparsers) -> None:
         epilog=WHY_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    why.add_argument("--run", dest="folder", type=Path, required=True, metavar="DIR", help="the folder of the run")
-    why.add_argument("--step", type=int, required=True, metavar="N", help="the optimizer step, from 1")
+    why.add_argument(
+        "--run",
+        dest="folder",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the folder of the run",
+    )
+    why.add_argument(
+        "--step", type=int, required=True, metavar="N", help="the optimizer step, from 1"
+    )
     why.add_argument("--full", action="store_true", help="print whole texts, not their beginnings")
     why.add_argument("--json", action="store_true", help="print one JSON object a row")
     why.set_defaults(run=run_why)
@@ -96,7 +105,8 @@ def run_why(known: argparse.Namespace) -> None:
             print(json.dumps({**place, "text": row.text}, ensure_ascii=False))
     else:
         print(
-            f"step {known.step}: epoch {seen.epoch + 1}, step {seen.step + 1} of {seen.steps}, {len(seen.rows)} examples"
+            f"step {known.step}: epoch {seen.epoch + 1}, step {seen.step + 1} of {seen.steps}, "
+            f"{len(seen.rows)} examples"
         )
         for row in seen.rows:
             print(f"--- {row.path}:{row.line} ({row.source})")

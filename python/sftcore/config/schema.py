@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import json
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -174,7 +175,10 @@ def _convert_one(setting: Setting, value: Any, origin: str) -> Any:
             return str(value).lower() in ("true", "yes", "1")
         wanted = "true or false"
     elif setting.kind is str:
-        if not isinstance(value, bool | dict | list):
+        # a mapping in YAML stands for the JSON object that the setting takes
+        if isinstance(value, dict):
+            return json.dumps(value, ensure_ascii=False)
+        if not isinstance(value, bool | list):
             return str(value)
     elif not isinstance(value, bool):
         try:

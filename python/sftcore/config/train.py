@@ -60,7 +60,7 @@ class DataConfig:
     max_length: int = 2048
     """The longest example, in tokens."""
     truncation_strategy: Literal["delete", "left", "right", "split", "raise"] = "delete"
-    """What happens to longer rows: left out, cut on one side, split into several examples (each counted), or an error."""
+    """What happens to longer rows: left out, cut on one side, split into several (each counted), or an error."""
     train_on: str = "assistant"
     """What is trained: assistant, last (the answer to the last question), all, or roles (user,assistant)."""
     train_on_eos: Literal["turn", "last", "none"] = "turn"

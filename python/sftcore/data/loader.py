@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from sftcore import _core
 from sftcore.config.folders import cache_folder
+from sftcore.data.batches import Mode, check_sharing, converter, named
 from sftcore.data.encoder import Encoder, available_cores
 from sftcore.data.ledger import START, LedgerEntry, link
+from sftcore.data.report import build_report
 from sftcore.data.sources import DatasetSource, resolve_sources
+from sftcore.data.specs import Dataset, digest, is_stdin, listed, registered_shares, specs_of
 from sftcore.errors import ConfigError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 Split = Literal["all", "train", "validation"]
-Mode = Literal["bucket", "pack", "sequential"]
-Counts = tuple[int, int, int, int]
-# examples of one data set beside those of the others
-_COUNTED = ("examples", "tokens", "trained_tokens", "longest")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +50,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        dataset: str | Path | DatasetSource | Sequence[str | Path | DatasetSource],
+        dataset: Dataset | Sequence[Dataset],
         encoder: Encoder,
         *,
         batch_size: int = 1,
@@ -136,11 +131,14 @@ class BatchLoader:
         check_sharing(batch_size, tokens_per_batch, gradient_accumulation_steps, rank, world_size)
         if not 0 <= split_ratio < 1:
             raise ConfigError(f"split_ratio {split_ratio} is out of range: expected 0 <= ratio < 1")
+        if max_bad_rows is not None and on_bad_row == "raise":
+            raise ConfigError(
+                "max_bad_rows has no effect with on_bad_row raise; choose skip or quarantine"
+            )
+        self._sources = resolve_sources(listed(dataset), dataset_info=dataset_info, columns=columns)
+        mix = mix or registered_shares(self._sources)
         if mix is None and (mix_by != "rows" or stopping_strategy != "first_exhausted"):
             raise ConfigError("mix_by and stopping_strategy have no effect without mix")
-        if max_bad_rows is not None and on_bad_row == "raise":
-            raise ConfigError("max_bad_rows has no effect with on_bad_row raise; choose skip or quarantine")
-        self._sources = resolve_sources(listed(dataset), dataset_info=dataset_info, columns=columns)
         self._encoder = encoder
         if any(is_stdin(source) for source in self._sources):
             raise ConfigError(
@@ -262,7 +260,12 @@ class BatchLoader:
             for source in settings["dataset"]
         ]
         loader = cls(
-            dataset, encoder, **settings["index"], **settings["batches"], return_tensors="np", progress=progress
+            dataset,
+            encoder,
+            **settings["index"],
+            **settings["batches"],
+            return_tensors="np",
+            progress=progress,
         )
         if settings["left_out"]:
             loader._left_out = list(settings["left_out"])
@@ -318,7 +321,9 @@ class BatchLoader:
         progress: Callable[[int, int], object] | None = None,
     ) -> list[Overlap]:
         """Returns the rows of this loader that occur in another, near-duplicates too where `near`."""
-        found = self._index.overlap(self._rows, other._index, other._rows, near=near, progress=progress)
+        found = self._index.overlap(
+            self._rows, other._index, other._rows, near=near, progress=progress
+        )
         return [Overlap(row=row, other=twin, is_exact=exact) for row, twin, exact in found]
 
     @property
@@ -365,28 +370,18 @@ class BatchLoader:
         `overlap` counts rows that the validation loader has too (`first_overlap` names one), `origin` says
         where the index came from: `built`, `memo`, or `shared` with another process.
         """
-        counts = self._index.count(self._rows)
-        epoch = self._batches.count(self._epoch)
-        total = {**self._report["total"]}
-        total.pop("name")
-        return {
-            **total,
-            "sets": self._report["sets"],
-            "notes": [*(note for source in self._sources for note in source.notes), *total["notes"]],
-            "bad_reasons": dict(self._report["bad_reasons"]),
-            "first_bad": self._report["first_bad"],
-            "split_examples": sum(count[0] for count in counts),
-            "split_tokens": sum(count[1] for count in counts),
-            "split_trained_tokens": sum(count[2] for count in counts),
-            "epoch": [
-                {"name": source.name, **dict(zip(_COUNTED, count, strict=True))}
-                for source, count in zip(self._sources, epoch, strict=True)
-            ],
-            "overlap": len(self._overlaps),
-            "first_overlap": self._overlaps[0].row if self._overlaps else None,
-            "left_out": len(self._left_out),
-            "origin": self._index.origin,
-        }
+        return build_report(
+            self._report,
+            self._sources,
+            split=self._index.count(self._rows),
+            epoch=self._batches.count(self._epoch),
+            extra={
+                "overlap": len(self._overlaps),
+                "first_overlap": self._overlaps[0].row if self._overlaps else None,
+                "left_out": len(self._left_out),
+                "origin": self._index.origin,
+            },
+        )
 
     @property
     def overlaps(self) -> list[Overlap]:
@@ -402,7 +397,15 @@ class BatchLoader:
         """Hashes of what decides the global batches, by what a user could have changed."""
         if self._fingerprints is None:
             settings = self._settings
-            deciding = ("mode", "pack_length", "split", "split_ratio", "mix", "mix_by", "stopping_strategy")
+            deciding = (
+                "mode",
+                "pack_length",
+                "split",
+                "split_ratio",
+                "mix",
+                "mix_by",
+                "stopping_strategy",
+            )
             micro_batches = self._accumulation * settings["world_size"]
             tokens = settings["tokens_per_batch"]
             size = (tokens, micro_batches) if tokens else settings["batch_size"] * micro_batches
@@ -451,7 +454,9 @@ class BatchLoader:
         Raises:
             RowError: A row has changed since the files were indexed.
         """
-        total = sum(self._index.verify(row) for pack in self.global_batch(epoch, step) for row in pack)
+        total = sum(
+            self._index.verify(row) for pack in self.global_batch(epoch, step) for row in pack
+        )
         return f"{total % 2**64:016x}"
 
     def set_epoch(self, epoch: int) -> None:
@@ -497,7 +502,8 @@ class BatchLoader:
             )
         if changes:
             warnings.warn(
-                f"going on although {'; '.join(changes)}: rows of this epoch may come twice or not at all", stacklevel=2
+                f"going on although {'; '.join(changes)}: rows of this epoch may come twice or not at all",
+                stacklevel=2,
             )
         self._batches.stop()
         self._epoch = int(state["epoch"])
@@ -543,7 +549,10 @@ class BatchLoader:
                     self._chain = link(self._chain, step_hash)
                     step = self._consumed // self._accumulation
                     entry = LedgerEntry(
-                        epoch=self._epoch, step=step, examples=f"{step_hash:016x}", chain=self._chain
+                        epoch=self._epoch,
+                        step=step,
+                        examples=f"{step_hash:016x}",
+                        chain=self._chain,
                     )
                     self._entries.append(entry)
                 self._consumed += 1
@@ -551,79 +560,3 @@ class BatchLoader:
             self._epoch, self._consumed = self._epoch + 1, 0
         finally:
             self._batches.stop()
-
-
-def check_sharing(
-    batch_size: int, tokens_per_batch: int | None, accumulation: int, rank: int, world_size: int
-) -> None:
-    """Raises a ConfigError where the numbers that share a global batch are out of range."""
-    for name, value in (
-        ("batch_size", batch_size),
-        ("tokens_per_batch", tokens_per_batch),
-        ("gradient_accumulation_steps", accumulation),
-        ("world_size", world_size),
-    ):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} {value} is out of range: expected 1 or more")
-    if tokens_per_batch is not None and batch_size != 1:
-        raise ConfigError("batch_size and tokens_per_batch exclude each other")
-    if not 0 <= rank < world_size:
-        raise ConfigError(f"rank {rank} is out of range: expected 0 to {world_size - 1}")
-
-
-def listed(
-    dataset: str | Path | DatasetSource | Sequence[str | Path | DatasetSource],
-) -> list[str | Path | DatasetSource]:
-    """Returns data sets as a list, also where there is one."""
-    return [dataset] if isinstance(dataset, str | Path | DatasetSource) else list(dataset)
-
-
-def is_stdin(source: DatasetSource) -> bool:
-    """Whether a data set is the standard input."""
-    return any(str(path) == "-" for path in source.files)
-
-
-def specs_of(sources: Sequence[DatasetSource]) -> str:
-    """Returns data sets as the core reads them."""
-    return json.dumps(
-        [
-            {
-                "name": source.name,
-                "files": [str(path) for path in source.files],
-                "sample": source.sample,
-                "columns": dict(source.columns) or None,
-            }
-            for source in sources
-        ]
-    )
-
-
-def digest(*parts: object) -> str:
-    """Returns a short hash of values."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-_NAMES = ("input_ids", "labels", "attention_mask", "position_ids", "loss_weights", "cu_seqlens")
-
-
-def named(
-    arrays: Sequence[NDArray[Any] | None],
-    rows: NDArray[Any] | None,
-    convert: Callable[[NDArray[Any]], Any],
-) -> dict[str, Any]:
-    """Returns the arrays of a batch that there are, by their names."""
-    batch = {name: convert(array) for name, array in zip(_NAMES, arrays, strict=True) if array is not None}
-    if rows is not None:
-        batch["rows"] = convert(rows)
-    return batch
-
-
-def converter(return_tensors: str) -> Callable[[NDArray[Any]], Any]:
-    """Returns what makes an array what the caller asked for: `np` or `pt`."""
-    if return_tensors == "np":
-        return lambda array: array
-    if return_tensors != "pt":
-        raise ConfigError(f'return_tensors "{return_tensors}" is unknown; expected pt or np')
-    from torch import from_numpy  # only here: the data side runs without torch installed
-
-    return from_numpy

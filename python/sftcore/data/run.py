@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sftcore.data.encoder import Encoder
 from sftcore.data.ledger import LedgerEntry, read_ledger
@@ -103,7 +102,7 @@ def open_data(folder: Path, *, progress: Callable[[int, int], object] | None = N
     path = folder / DATA_FILE
     if not path.is_file():
         raise ConfigError(
-            f"{folder} has no {DATA_FILE}; expected the folder of a run (output/MODEL/vN-TIME)"
+            f"{folder} has no {DATA_FILE}; expected the folder of a run (output/MODEL/vN-TIME) that was not streamed"
         )
     description = json.loads(path.read_text(encoding="utf-8"))
     encoder = Encoder.from_settings(folder / TOKENIZER_FOLDER, description["encoder"])
@@ -131,9 +130,7 @@ def look_up_step(
         path, line = loader.place(row)
         raw, text = loader.row(row)
         rows.append(
-            SeenRow(
-                row=row, source=loader.source_of(row), path=path, line=line, raw=raw, text=text
-            )
+            SeenRow(row=row, source=loader.source_of(row), path=path, line=line, raw=raw, text=text)
         )
     ledger = folder / LEDGER_FILE
     entries = read_ledger(ledger) if ledger.is_file() else []

@@ -9,19 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sftcore import _core
+from sftcore.data.batches import Mode, check_sharing, converter, named
 from sftcore.data.encoder import Encoder, available_cores
 from sftcore.data.ledger import START, LedgerEntry, link
-from sftcore.data.loader import (
-    Mode,
-    check_sharing,
-    converter,
-    digest,
-    is_stdin,
-    listed,
-    named,
-    specs_of,
-)
-from sftcore.data.sources import DatasetSource, resolve_sources
+from sftcore.data.sources import resolve_sources
+from sftcore.data.specs import Dataset, digest, is_stdin, listed, registered_shares, specs_of
 from sftcore.errors import ConfigError
 
 
@@ -35,7 +27,7 @@ class StreamLoader:
 
     def __init__(
         self,
-        dataset: str | Path | DatasetSource | Sequence[str | Path | DatasetSource],
+        dataset: Dataset | Sequence[Dataset],
         encoder: Encoder,
         *,
         shuffle_buffer_size: int = 10_000,
@@ -97,8 +89,11 @@ class StreamLoader:
                 f"shuffle_buffer_size {shuffle_buffer_size} is out of range: expected 1 or more"
             )
         self._sources = resolve_sources(listed(dataset), dataset_info=dataset_info, columns=columns)
+        mix = mix or registered_shares(self._sources)
         if world_size > 1 and any(is_stdin(source) for source in self._sources):
-            raise ConfigError("stdin belongs to one process, and every rank reads the stream; use a file")
+            raise ConfigError(
+                "stdin belongs to one process, and every rank reads the stream; use a file"
+            )
         self._encoder = encoder
         self._accumulation = gradient_accumulation_steps
         self._return_tensors = return_tensors
@@ -130,8 +125,9 @@ class StreamLoader:
             padding_free=padding_free,
             quadratic_cost=quadratic_cost,
             num_threads=num_threads or available_cores(),
-            on_bad_row=on_bad_row,
-            quarantine=None if quarantine is None else Path(quarantine),
+            # every rank reads every row, and one of them keeps the wrong ones
+            on_bad_row="skip" if rank and on_bad_row == "quarantine" else on_bad_row,
+            quarantine=None if rank or quarantine is None else Path(quarantine),
             max_bad_rows=None if max_bad_rows is None else str(max_bad_rows),
         )
         self._steps = 0
@@ -220,7 +216,9 @@ def _capacity(
             "tokens_per_batch has no effect on packs, which have pack_length tokens; set batch_size"
         )
     if encoder.max_length >= 2**31:
-        raise ConfigError("packs of a stream need a limit of length: open the encoder with max_length")
+        raise ConfigError(
+            "packs of a stream need a limit of length: open the encoder with max_length"
+        )
     if pack_length is not None and pack_length < encoder.max_length:
         raise ConfigError(
             f"pack_length {pack_length} is out of range: examples have up to max_length {encoder.max_length} tokens"

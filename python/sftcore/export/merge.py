@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from sftcore.config import MergeConfig
 from sftcore.data import Encoder
+from sftcore.data.run import save_tokenizer
 from sftcore.errors import ConfigError
 from sftcore.infer.generate import base_of
 from sftcore.models import quieten
-from sftcore.data.run import save_tokenizer
 
 
 def merge(config: MergeConfig) -> Path:

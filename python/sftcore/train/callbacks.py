@@ -25,7 +25,7 @@ _SHOWN = {
 class ShowProgress(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """A bar on a terminal, a line for each log elsewhere."""
 
-    def __init__(self, *, lines: bool, trained_tokens_per_step: float) -> None:
+    def __init__(self, *, lines: bool, trained_tokens_per_step: float | None) -> None:
         self.console = Console(stderr=True, no_color="NO_COLOR" in os.environ, highlight=False)
         self.lines = lines or not sys.stderr.isatty()
         self.trained_tokens_per_step = trained_tokens_per_step
@@ -74,7 +74,7 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if not shown or not state.is_world_process_zero:
             return
         seconds, steps = time.monotonic() - self.started[0], state.global_step - self.started[1]
-        if steps and "loss" in (logs or {}):
+        if steps and self.trained_tokens_per_step and "loss" in (logs or {}):
             shown.append(f"{steps * self.trained_tokens_per_step / seconds:,.0f} trained tokens/s")
         text = ", ".join(shown)
         if self.progress:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from sftcore.config import TrainConfig
-from sftcore.data import BatchLoader, Encoder
+from sftcore.data import BatchLoader, Encoder, StreamLoader
 from sftcore.data.progress import IndexProgress
 from sftcore.train.datasets import find_sources
 
 
 def open_loaders(
     config: TrainConfig, encoder: Encoder, world_size: int
-) -> tuple[BatchLoader, BatchLoader | None]:
+) -> tuple[BatchLoader | StreamLoader, BatchLoader | None]:
     """Opens the data of a run for training and, where there is some, for evaluation.
 
     Raises:
@@ -31,7 +31,6 @@ def open_loaders(
         "num_threads": config.num_threads,
         "on_bad_row": config.on_bad_row,
         "max_bad_rows": config.max_bad_rows,
-        "hash_whole_files": config.hash_whole_files,
     }
     eval_batch_size = config.per_device_eval_batch_size or config.per_device_train_batch_size
     held_out = config.split_dataset_ratio > 0 and not config.val_dataset
@@ -43,9 +42,23 @@ def open_loaders(
             batch_size=eval_batch_size,
             mode="sequential",
             quarantine=_quarantine(config, "validation-"),
+            hash_whole_files=config.hash_whole_files,
             progress=IndexProgress("evaluation data", is_shown=rank == 0),
             **settings,
         )
+    if config.streaming:
+        stream = StreamLoader(
+            find_sources(config.dataset, config),
+            encoder,
+            shuffle_buffer_size=config.shuffle_buffer_size,
+            batch_size=config.per_device_train_batch_size,
+            gradient_accumulation_steps=config.accumulation_steps(world_size),
+            mix=config.mix or None,
+            stopping_strategy=config.stopping_strategy,
+            quarantine=_quarantine(config, ""),
+            **settings,
+        )
+        return stream, eval_loader
     train_loader = BatchLoader(
         find_sources(config.dataset, config),
         encoder,
@@ -60,6 +73,7 @@ def open_loaders(
         validation=eval_loader,
         overlap=config.overlap,
         quarantine=_quarantine(config, ""),
+        hash_whole_files=config.hash_whole_files,
         progress=IndexProgress("data", is_shown=rank == 0),
         **settings,
     )
@@ -76,8 +90,16 @@ def _quarantine(config: TrainConfig, prefix: str) -> Path | None:
     return path.with_name(prefix + path.name)
 
 
-def describe_data(train_loader: BatchLoader, eval_loader: BatchLoader | None) -> str:
+def describe_data(train_loader: BatchLoader | StreamLoader, eval_loader: BatchLoader | None) -> str:
     """Returns what a user should know of the data before training, in lines."""
+    if isinstance(train_loader, StreamLoader):
+        held_out = (
+            f"{eval_loader.num_rows:,} examples"
+            if eval_loader
+            else "no evaluation: pass --val_dataset"
+        )
+        names = ", ".join(part["name"] for part in train_loader.report["sets"])
+        return f"data: a stream of {names}, counted as it comes; {held_out}"
     report = train_loader.report
     held_out = f", {eval_loader.num_rows:,} for evaluation" if eval_loader else ", no evaluation"
     lines = [
@@ -116,7 +138,11 @@ def describe_data(train_loader: BatchLoader, eval_loader: BatchLoader | None) ->
             lines.append(f"  {report[name]:,} {text}")
     if report["overlap"]:
         path, line = train_loader.place(report["first_overlap"])
-        fate = "left out" if report["left_out"] else "trained all the same; --dedup exact leaves them out"
+        fate = (
+            "left out"
+            if report["left_out"]
+            else "trained all the same; --dedup exact leaves them out"
+        )
         lines.append(
             f"warning: {report['overlap']:,} rows also stand in the evaluation data (the first: {path}:{line}), {fate}"
         )

@@ -11,6 +11,7 @@ import yaml
 
 from sftcore.config import TrainConfig
 
+
 def make_run_folder(config: TrainConfig) -> Path:
     """Makes `output/MODEL/vN-TIME`, or takes `output` itself with `add_version: false`."""
     output = Path(config.output_dir)

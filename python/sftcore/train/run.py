@@ -12,14 +12,15 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments, set_seed
 
 from sftcore.config import TrainConfig
-from sftcore.data import BatchLoader, Encoder
+from sftcore.data import BatchLoader, Encoder, StreamLoader
+from sftcore.data.run import save_data
 from sftcore.errors import ConfigError, SftcoreError
 from sftcore.models import load_model, pick_dtype, quieten, resolve_model
 from sftcore.train.callbacks import EvaluateAtEnd, ShowProgress, WriteLog, draw_loss
-from sftcore.data.run import save_data
+from sftcore.train.ledger import WriteLedger, continue_ledger
 from sftcore.train.loaders import describe_data, open_loaders, say
 from sftcore.train.output import make_run_folder, write_args
-from sftcore.train.trainer import SftTrainer, WriteLedger, continue_ledger, read_loader_state
+from sftcore.train.trainer import SftTrainer, read_loader_state
 from sftcore.tuners import apply_tuner, count_parameters
 
 
@@ -61,30 +62,34 @@ def train(config: TrainConfig) -> dict[str, Any]:
     _check_length(config, base)
     model = apply_tuner(base, config)
     total, trained, _ = count_parameters(model)
-    say(
-        f"model: {config.model}, {total:,} parameters, {trained:,} trained ({trained / total:.2%})"
-    )
+    say(f"model: {config.model}, {total:,} parameters, {trained:,} trained ({trained / total:.2%})")
     max_steps = config.max_steps
-    if max_steps == -1:
-        max_steps = train_loader.num_steps(config.num_train_epochs)
+    steps_per_epoch = None  # a stream does not know
+    if isinstance(train_loader, BatchLoader):
+        steps_per_epoch = train_loader.steps_per_epoch
+        if max_steps == -1:
+            max_steps = train_loader.num_steps(config.num_train_epochs)
     run_folder = make_run_folder(config)
     write_args(run_folder, config)
-    if os.environ.get("RANK", "0") == "0":
+    if isinstance(train_loader, BatchLoader) and os.environ.get("RANK", "0") == "0":
         save_data(train_loader, run_folder)
+    save_every = max(1, min(500, steps_per_epoch or 500, max_steps))
     arguments = _training_arguments(
-        config, run_folder, train_loader, eval_loader, max_steps, world_size
+        config, run_folder, eval_loader, max_steps, save_every, world_size
     )
     if arguments.world_size != world_size:
         raise SftcoreError(
             f"asked for {world_size} processes, but Transformers runs {arguments.world_size}"
         )
     per_rank = config.accumulation_steps(world_size) * config.per_device_train_batch_size
+    an_epoch = f", {steps_per_epoch} an epoch" if steps_per_epoch else ""
     say(
-        f"steps: {max_steps} of {per_rank * world_size} "
-        f"examples, {train_loader.steps_per_epoch} an epoch; learning rate {config.effective_learning_rate:g}; "
-        f"output: {run_folder}"
+        f"steps: {max_steps} of {per_rank * world_size} examples{an_epoch}; learning rate "
+        f"{config.effective_learning_rate:g}; output: {run_folder}"
     )
-    tokens = train_loader.report["split_trained_tokens"] / train_loader.steps_per_epoch
+    tokens = None
+    if steps_per_epoch:
+        tokens = train_loader.report["split_trained_tokens"] / steps_per_epoch
     progress = ShowProgress(lines=config.disable_tqdm, trained_tokens_per_step=tokens)
     trainer = SftTrainer(
         model=model,
@@ -128,14 +133,14 @@ def _check_length(config: TrainConfig, model: Any) -> None:
 def _training_arguments(
     config: TrainConfig,
     run_folder: Path,
-    train_loader: BatchLoader,
     eval_loader: BatchLoader | None,
     max_steps: int,
+    save_every: int,
     world_size: int,
 ) -> TrainingArguments:
     on_gpu = torch.cuda.is_available()
     dtype = pick_dtype(config.torch_dtype)
-    save_steps = config.save_steps or max(1, min(500, train_loader.steps_per_epoch, max_steps))
+    save_steps = config.save_steps or save_every
     arguments: dict[str, Any] = {
         "output_dir": str(run_folder),
         "max_steps": max_steps,
@@ -179,7 +184,9 @@ def _training_arguments(
     return TrainingArguments(**arguments)
 
 
-def _result(trainer: SftTrainer, run_folder: Path, train_loader: BatchLoader) -> dict[str, Any]:
+def _result(
+    trainer: SftTrainer, run_folder: Path, train_loader: BatchLoader | StreamLoader
+) -> dict[str, Any]:
     state = trainer.state
     last = run_folder / f"checkpoint-{state.global_step}"
     result = {

@@ -17,14 +17,13 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from sftcore.config import TrainConfig
-from sftcore.data import BatchLoader
-from sftcore.errors import ConfigError
-from sftcore.data.ledger import append_ledger
+from sftcore.data import BatchLoader, StreamLoader
 from sftcore.data.run import LEDGER_FILE, save_tokenizer
+from sftcore.errors import ConfigError
 from sftcore.train.output import write_args
 
 LOADER_STATE = "loader_state.json"
@@ -33,7 +32,7 @@ LOADER_STATE = "loader_state.json"
 class _Stream(IterableDataset[dict[str, torch.Tensor]]):
     """The batches of a loader: one epoch, or epoch after epoch without end."""
 
-    def __init__(self, loader: BatchLoader, *, endless: bool) -> None:
+    def __init__(self, loader: BatchLoader | StreamLoader, *, endless: bool) -> None:
         super().__init__()
         self.loader = loader
         self.endless = endless
@@ -50,7 +49,7 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
     def __init__(
         self,
         *,
-        train_loader: BatchLoader,
+        train_loader: BatchLoader | StreamLoader,
         eval_loader: BatchLoader | None,
         config: TrainConfig,
         **arguments: Any,
@@ -182,22 +181,6 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
             shutil.copyfile(ledger, folder / LEDGER_FILE)
 
 
-class WriteLedger(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Appends what each step saw to the ledger of the run."""
-
-    def __init__(self, loader: BatchLoader, folder: Path) -> None:
-        self.loader = loader
-        self.folder = folder
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Appends a line; every rank knows all of the step, so one of them writes."""
-        entries = self.loader.take_ledger()
-        if state.is_world_process_zero:
-            append_ledger(self.folder / LEDGER_FILE, entries)
-
-
 def keep_trained_columns(inputs: dict[str, Any]) -> dict[str, Any]:
     """Asks the model for no logits before the first trained token of the batch.
 
@@ -215,7 +198,7 @@ def keep_trained_columns(inputs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_loader_state(checkpoint: Path) -> dict[str, int | str]:
+def read_loader_state(checkpoint: Path) -> dict[str, Any]:
     """Returns the loader state of a checkpoint.
 
     Raises:
@@ -226,11 +209,5 @@ def read_loader_state(checkpoint: Path) -> dict[str, int | str]:
         raise ConfigError(
             f"--resume_from_checkpoint {checkpoint} has no {LOADER_STATE}; expected a checkpoint-N folder of sftcore"
         )
-    state: dict[str, int | str] = json.loads(path.read_text(encoding="utf-8"))
+    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return state
-
-
-def continue_ledger(checkpoint: Path, run_folder: Path) -> None:
-    """Begins the ledger of a resumed run with that of the checkpoint."""
-    if (checkpoint / LEDGER_FILE).is_file():
-        shutil.copyfile(checkpoint / LEDGER_FILE, run_folder / LEDGER_FILE)

@@ -9,8 +9,8 @@ use pyo3::prelude::*;
 use sftcore::collate::{Batch, Rectangle};
 use sftcore::order::{self, MixBy, Mixture, Rows, Stopping};
 use sftcore::pipeline::{
-    self, BatchOptions, DatasetSpec, EpochPlans, IndexOptions, MaxBadRows, Next, OnBadRow, Origin, PATIENCE,
-    StepBatch,
+    self, BatchOptions, Batching, DatasetSpec, EpochPlans, IndexOptions, MaxBadRows, Next, OnBadRow, Origin,
+    PATIENCE, StepBatch,
 };
 use sftcore::plan::{BatchSize, Mode, Sharing};
 use sftcore::{Error, ErrorKind};
@@ -156,14 +156,16 @@ impl Dataset {
                     by: mix_by.parse::<MixBy>()?,
                     stopping: stopping_strategy.parse::<Stopping>()?,
                 },
-                mode,
-                sharing: Sharing { batch_size, gradient_accumulation_steps, rank, world_size },
-                capacity: pack_length.unwrap_or(u32::MAX),
-                quadratic_cost,
-                rectangle: rectangle(mode, padding_free),
-                seed,
-                pad_token_id,
-                num_threads: self.num_threads,
+                batching: Batching {
+                    mode,
+                    sharing: Sharing { batch_size, gradient_accumulation_steps, rank, world_size },
+                    capacity: pack_length.unwrap_or(u32::MAX),
+                    quadratic_cost,
+                    rectangle: rectangle(mode, padding_free),
+                    seed,
+                    pad_token_id,
+                    num_threads: self.num_threads,
+                },
             };
             Ok(Batches {
                 plans: EpochPlans::new(self.core.clone(), options),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
-use sftcore::pipeline::{self, MaxBadRows, PATIENCE, StreamOptions, StreamState};
+use sftcore::pipeline::{self, Batching, MaxBadRows, PATIENCE, StreamOptions, StreamState};
 use sftcore::plan::{BatchSize, Mode, Sharing};
 use sftcore::{Error, ErrorKind};
 
@@ -57,19 +57,21 @@ impl Stream {
                 shares,
                 stopping: stopping_strategy.parse()?,
                 buffer,
-                mode,
-                sharing: Sharing {
-                    batch_size: tokens_per_batch.map_or(BatchSize::Rows(batch_size), BatchSize::Tokens),
-                    gradient_accumulation_steps,
-                    rank,
-                    world_size,
+                batching: Batching {
+                    mode,
+                    sharing: Sharing {
+                        batch_size: tokens_per_batch.map_or(BatchSize::Rows(batch_size), BatchSize::Tokens),
+                        gradient_accumulation_steps,
+                        rank,
+                        world_size,
+                    },
+                    capacity: pack_length.unwrap_or(u32::MAX),
+                    quadratic_cost,
+                    rectangle: rectangle(mode, padding_free),
+                    seed,
+                    pad_token_id,
+                    num_threads,
                 },
-                capacity: pack_length.unwrap_or(u32::MAX),
-                quadratic_cost,
-                rectangle: rectangle(mode, padding_free),
-                seed,
-                pad_token_id,
-                num_threads,
                 on_bad_row: parse_on_bad_row(on_bad_row, quarantine)?,
                 max_bad_rows: max_bad_rows.map_or(Ok(MaxBadRows::Any), str::parse)?,
             };

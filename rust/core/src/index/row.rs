@@ -109,7 +109,7 @@ impl ShapedRows {
 
     /// Encodes the row with these bytes; an error only where the operating system fails.
     pub fn encode(&self, encoder: &Encoder, span: RowSpan, bytes: &[u8]) -> Result<EncodedRow> {
-        let encoded = self.parse(bytes, span).and_then(|row| {
+        let judged = self.parse(bytes, span).and_then(|row| {
             let outcome = encoder.encode(&row).map_err(|error| self.placed(error, span, bytes))?;
             let tools_not_rendered = match &row {
                 Row::Chat(conversation) => {
@@ -119,8 +119,8 @@ impl ShapedRows {
             };
             Ok((outcome, tools_not_rendered))
         });
-        let (outcome, tools_not_rendered) = match encoded {
-            Ok(encoded) => encoded,
+        let (outcome, tools_not_rendered) = match judged {
+            Ok(judged) => judged,
             Err(error) if matches!(error.kind, ErrorKind::Row | ErrorKind::Template) => {
                 return Ok(IndexedRow::bad(span, error, false).into());
             }

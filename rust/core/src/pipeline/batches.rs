@@ -10,13 +10,9 @@ use crate::encode::Example;
 use crate::order::{EpochOrder, Mixture, Rows};
 use crate::plan::{GlobalBatch, Mode, Packing, Plan, PlanOptions, Sharing};
 
-/// How the batches of a split are made.
+/// How examples become the micro-batches of a rank.
 #[derive(Debug, Clone)]
-pub struct BatchOptions {
-    /// The rows of each data set that belong to the split.
-    pub sets: Arc<Vec<Rows>>,
-    /// How the data sets share an epoch.
-    pub mixture: Mixture,
+pub struct Batching {
     /// Grouping.
     pub mode: Mode,
     /// Sharing among ranks and steps.
@@ -33,6 +29,32 @@ pub struct BatchOptions {
     pub pad_token_id: u32,
     /// Worker threads.
     pub num_threads: usize,
+}
+
+impl Batching {
+    /// What decides the plan of an epoch of the run, or of a window with a seed of its own.
+    pub fn plan_options(&self, seed: u64, epoch: u64) -> PlanOptions {
+        PlanOptions {
+            mode: self.mode,
+            batch_size: self.sharing.batch_size,
+            micro_batches: self.sharing.micro_batches(),
+            capacity: self.capacity,
+            quadratic_cost: self.quadratic_cost,
+            seed,
+            epoch,
+        }
+    }
+}
+
+/// How the batches of a split are made.
+#[derive(Debug, Clone)]
+pub struct BatchOptions {
+    /// The rows of each data set that belong to the split.
+    pub sets: Arc<Vec<Rows>>,
+    /// How the data sets share an epoch.
+    pub mixture: Mixture,
+    /// How their rows become batches.
+    pub batching: Batching,
 }
 
 /// The plans of epochs; the last one made is kept.
@@ -67,25 +89,17 @@ impl EpochPlans {
         if let Some((_, plan)) = last.as_ref().filter(|(known, _)| *known == epoch) {
             return Ok(plan.clone());
         }
-        let options = &self.options;
+        let (options, batching) = (&self.options, &self.options.batching);
         let table = &self.dataset.index().table;
         let order = EpochOrder::new(
             &options.sets,
             &options.mixture,
-            options.mode != Mode::Sequential,
-            options.seed,
+            batching.mode != Mode::Sequential,
+            batching.seed,
             epoch,
             &|row| table.trained_tokens(row),
         )?;
-        let plan_options = PlanOptions {
-            mode: options.mode,
-            batch_size: options.sharing.batch_size,
-            micro_batches: options.sharing.micro_batches(),
-            capacity: options.capacity,
-            quadratic_cost: options.quadratic_cost,
-            seed: options.seed,
-            epoch,
-        };
+        let plan_options = batching.plan_options(batching.seed, epoch);
         let mut packing = self.packing.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = Arc::new(Plan::new(plan_options, order, table.lengths(), packing.clone()));
         *packing = plan.packing().cloned();
@@ -182,7 +196,7 @@ impl EpochPlans {
     /// Starts making the micro-batches of `epoch` from optimizer step `step` on.
     pub fn start(&self, epoch: u64, step: usize) -> Result<Batches> {
         let plan = self.plan(epoch)?;
-        let options = &self.options;
+        let options = &self.options.batching;
         let (window, first) = plan.window_of(step);
         let mut batches = plan.window(window, self.dataset.index().table.lengths());
         batches.drain(..(step - first).min(batches.len()));

@@ -1,5 +1,6 @@
 //! Data sets: their files, the index of their rows, and the rows that a run takes of them.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -205,14 +206,15 @@ impl Dataset {
         let report = self.report();
         let mut message = format!("none of the {} rows is left to train on:", report.rows);
         if let Some(first) = &report.first_deleted {
-            message += &format!(
+            let _ = write!(
+                message,
                 " {} are over max_length {} (the first: {first}; raise --max_length or choose \
                  --truncation_strategy left, right or split)",
                 report.deleted, self.encoder.max_length
             );
         }
         if let Some(first) = self.index.bad_rows.first() {
-            message += &format!(" {} are wrong (the first: {})", report.bad, self.bad_row_error(first));
+            let _ = write!(message, " {} are wrong (the first: {})", report.bad, self.bad_row_error(first));
         }
         Error::new(ErrorKind::Row, message)
     }

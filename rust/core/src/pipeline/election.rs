@@ -70,7 +70,7 @@ pub(super) fn build_once(
         Err(error) => return Ok((build(progress)?, Origin::Built, Some(unkept(error)))),
     };
     match watch(&lock, &memo, silence, progress)? {
-        Watched::Index(index) => return Ok((index, Origin::Shared, None)),
+        Watched::Index(index) => return Ok((*index, Origin::Shared, None)),
         // the builder hangs, so its lock is left to it
         Watched::Silence => return Ok((build(progress)?, Origin::Built, None)),
         Watched::Lock => {}
@@ -104,7 +104,7 @@ enum Watched {
     /// The lock is ours.
     Lock,
     /// The index is there.
-    Index(Index),
+    Index(Box<Index>),
     /// The builder says nothing any more.
     Silence,
 }
@@ -121,7 +121,7 @@ fn watch(lock: &File, memo: &Path, silence: Duration, progress: &mut Progress<'_
         if memo.exists()
             && let Some(index) = read(memo)
         {
-            return Ok(Watched::Index(index));
+            return Ok(Watched::Index(Box::new(index)));
         }
         let word = std::fs::read_to_string(memo.with_extension("lock")).unwrap_or_default();
         let mut numbers = word.split_whitespace().map(|number| number.parse().unwrap_or(0));

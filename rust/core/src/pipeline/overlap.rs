@@ -52,7 +52,7 @@ impl Dataset {
             let exact: std::collections::HashSet<u32> = found.iter().map(|overlap| overlap.row).collect();
             let rows: Vec<u32> =
                 sets.iter().flat_map(Rows::iter).filter(|row| !exact.contains(row)).collect();
-            found.extend(self.near(rows, other, other_sets, num_threads, progress)?);
+            found.extend(self.near(&rows, other, other_sets, num_threads, progress)?);
             found.sort_by_key(|overlap| overlap.row);
         }
         Ok(found)
@@ -60,16 +60,16 @@ impl Dataset {
 
     fn near(
         self: &Arc<Self>,
-        rows: Vec<u32>,
+        rows: &[u32],
         other: &Self,
         other_sets: &[Rows],
         num_threads: usize,
         progress: &mut Progress<'_>,
     ) -> Result<Vec<Overlap>> {
         let sketcher = Arc::new(Sketcher::new());
-        let mut sketches = SketchIndex::new();
+        let mut others = SketchIndex::new();
         for row in other_sets.iter().flat_map(Rows::iter) {
-            sketches.insert(row, &sketcher.sketch(&other.text(row)?.1));
+            others.insert(row, &sketcher.sketch(&other.text(row)?.1));
         }
         let all = rows.len() as u64;
         let tasks: Vec<Vec<u32>> = rows.chunks(ROWS_PER_TASK).map(<[u32]>::to_vec).collect();
@@ -84,10 +84,10 @@ impl Dataset {
         let (mut found, mut done) = (Vec::new(), 0);
         loop {
             match results.next(PATIENCE) {
-                Next::Item(sketched) => {
-                    for (row, sketch) in sketched? {
+                Next::Item(rows) => {
+                    for (row, sketch) in rows? {
                         done += 1;
-                        let candidates = sketches.candidates(&sketch);
+                        let candidates = others.candidates(&sketch);
                         if candidates.is_empty() {
                             continue;
                         }

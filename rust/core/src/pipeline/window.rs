@@ -10,17 +10,17 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::batches::{NextBatch, StepBatch};
+use super::batches::{Batching, NextBatch, StepBatch};
 use super::dataset::{DatasetSpec, MaxBadRows, OnBadRow};
 use super::ordered::{Next, Ordered, worker_panicked};
 use super::quarantine;
 use super::stream::{Reader, SetPosition, StreamRow, StreamSet};
-use crate::collate::{Batch, Rectangle};
+use crate::collate::Batch;
 use crate::conversation::Columns;
 use crate::encode::{Encoder, Example};
 use crate::index::{EncodedRow, IndexedRow, SetReport, Verdict};
 use crate::order::{self, EpochOrder, MixBy, Mixture, Rows, Stopping};
-use crate::plan::{BatchSize, GlobalBatch, Mode, Plan, PlanOptions, Sharing};
+use crate::plan::{BatchSize, GlobalBatch, Mode, Plan};
 use crate::source::RowSpan;
 use crate::{Error, ErrorKind, Result};
 
@@ -33,22 +33,8 @@ pub struct StreamOptions {
     pub stopping: Stopping,
     /// Examples that are shuffled and batched together.
     pub buffer: usize,
-    /// Grouping.
-    pub mode: Mode,
-    /// Sharing among ranks and steps.
-    pub sharing: Sharing,
-    /// Tokens of a pack.
-    pub capacity: u32,
-    /// The cost of an example of L tokens is L + `quadratic_cost` · L².
-    pub quadratic_cost: f64,
-    /// How examples share rows.
-    pub rectangle: Rectangle,
-    /// Decides the order.
-    pub seed: u64,
-    /// Fills short rows.
-    pub pad_token_id: u32,
-    /// Worker threads.
-    pub num_threads: usize,
+    /// How they become batches.
+    pub batching: Batching,
     /// What happens to rows that are wrong.
     pub on_bad_row: OnBadRow,
     /// How many there may be.
@@ -188,7 +174,7 @@ impl Stream {
     pub fn next(&mut self, timeout: Duration) -> NextBatch {
         loop {
             if let Some(batch) = self.batches.last() {
-                let sharing = &self.options.sharing;
+                let sharing = &self.options.batching.sharing;
                 let packs = batch.micro_batch(sharing, self.micro).to_vec();
                 self.micro += 1;
                 let is_last = self.micro == sharing.gradient_accumulation_steps;
@@ -230,7 +216,7 @@ impl Stream {
         let rows = packs.iter().flatten();
         let first = u32::try_from(self.state.examples).unwrap_or(u32::MAX);
         StepBatch {
-            batch: Batch::new(&examples, self.options.rectangle, self.options.pad_token_id),
+            batch: Batch::new(&examples, self.options.batching.rectangle, self.options.batching.pad_token_id),
             rows: rows.map(|&at| first.saturating_add(at)).collect(),
             step_hash,
         }
@@ -247,28 +233,19 @@ impl Stream {
 
     /// Plans the window, and passes over the steps that were handed out before.
     fn plan(&mut self) {
-        let options = &self.options;
+        let batching = &self.options.batching;
         let lengths: Vec<u32> = self
             .window
             .iter()
             .map(|example| u32::try_from(example.input_ids.len()).unwrap_or(u32::MAX))
             .collect();
-        let seed = order::key(options.seed, self.state.window, STREAM);
+        let seed = order::key(batching.seed, self.state.window, STREAM);
         let sets = [Rows::Range(0, u32::try_from(lengths.len()).unwrap_or(u32::MAX))];
         let mixture = Mixture { shares: None, by: MixBy::Rows, stopping: Stopping::FirstExhausted };
-        let is_shuffled = options.mode != Mode::Sequential;
+        let is_shuffled = batching.mode != Mode::Sequential;
         let order = EpochOrder::new(&sets, &mixture, is_shuffled, seed, self.state.epoch, &|_| 1);
         let Ok(order) = order else { return };
-        let plan_options = PlanOptions {
-            mode: options.mode,
-            batch_size: options.sharing.batch_size,
-            micro_batches: options.sharing.micro_batches(),
-            capacity: options.capacity,
-            quadratic_cost: options.quadratic_cost,
-            seed,
-            epoch: self.state.epoch,
-        };
-        let plan = Plan::new(plan_options, order, &lengths, None);
+        let plan = Plan::new(batching.plan_options(seed, self.state.epoch), order, &lengths, None);
         self.batches = plan.global_batches(&lengths).skip(self.state.step).collect();
         self.batches.reverse();
         if self.batches.is_empty() {
@@ -278,10 +255,9 @@ impl Stream {
 
     /// How many examples a window has: whole global batches.
     fn window_size(&self) -> usize {
-        let batch = match self.options.sharing.batch_size {
-            BatchSize::Rows(rows) if self.options.mode != Mode::Pack => {
-                rows * self.options.sharing.micro_batches()
-            }
+        let batching = &self.options.batching;
+        let batch = match batching.sharing.batch_size {
+            BatchSize::Rows(rows) if batching.mode != Mode::Pack => rows * batching.sharing.micro_batches(),
             _ => 1,
         };
         self.options.buffer.div_ceil(batch) * batch
@@ -373,8 +349,8 @@ fn start(
     });
     let encoder = encoder.clone();
     // a window is encoded while the one before it is trained
-    let ahead = options.buffer / ROWS_PER_TASK + 4 * options.num_threads;
-    Ordered::start(tasks, options.num_threads, ahead, move |rows: Vec<StreamRow>| {
+    let ahead = options.buffer / ROWS_PER_TASK + 4 * options.batching.num_threads;
+    Ordered::start(tasks, options.batching.num_threads, ahead, move |rows: Vec<StreamRow>| {
         rows.into_iter().map(|row| encode(&encoder, row)).collect()
     })
 }
@@ -384,9 +360,9 @@ fn encode(encoder: &Encoder, row: StreamRow) -> Encoded {
     let path = rows.as_ref().map(|rows| rows.path().to_path_buf());
     let (row, bytes) = match (rows, row) {
         (Some(rows), Ok((span, bytes))) => {
-            let encoded = rows.encode(encoder, span, &bytes);
-            let is_bad = encoded.as_ref().is_ok_and(|row| matches!(row.indexed.verdict, Verdict::Bad(..)));
-            (encoded, is_bad.then_some(bytes))
+            let judged = rows.encode(encoder, span, &bytes);
+            let is_bad = judged.as_ref().is_ok_and(|row| matches!(row.indexed.verdict, Verdict::Bad(..)));
+            (judged, is_bad.then_some(bytes))
         }
         (Some(_), Err(error)) if error.kind == ErrorKind::Row => {
             let span = RowSpan { offset: 0, bytes: 0, line: error.place.line.unwrap_or(1) };

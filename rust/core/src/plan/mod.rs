@@ -195,16 +195,12 @@ impl Plan {
 
     /// The window that holds `step`, and the first step of that window.
     pub fn window_of(&self, step: usize) -> (usize, usize) {
-        match &self.first_steps {
-            Some(first_steps) => {
-                let window = first_steps.partition_point(|&first| first <= step).saturating_sub(1);
-                (window, first_steps.get(window).copied().unwrap_or(step))
-            }
-            None => {
-                let batches = self.window_units() / self.units_per_batch();
-                (step / batches, step / batches * batches)
-            }
+        if let Some(first_steps) = &self.first_steps {
+            let window = first_steps.partition_point(|&first| first <= step).saturating_sub(1);
+            return (window, first_steps.get(window).copied().unwrap_or(step));
         }
+        let batches = self.window_units() / self.units_per_batch();
+        (step / batches, step / batches * batches)
     }
 
     /// The global batches of a window, in the order of training.

@@ -152,15 +152,15 @@ fn buckets_and_packs_hardly_pad() {
         let batch = if mode == Mode::Pack { 1 } else { 8 };
         let plan =
             plan(&lengths, PlanOptions { capacity: 2048, ..options(mode, BatchSize::Rows(batch), 1, 0) });
-        let (mut tokens, mut places) = (0_u64, 0_u64);
+        let (mut tokens, mut places) = (0.0, 0.0);
         for batch in plan.global_batches(&lengths) {
             let widths =
                 batch.packs.iter().map(|pack| pack.iter().map(|&row| lengths[row as usize]).sum::<u32>());
             let width = if mode == Mode::Pack { 2048 } else { widths.clone().max().unwrap() };
-            tokens += widths.map(u64::from).sum::<u64>();
-            places += u64::from(width) * batch.packs.len() as u64;
+            tokens += widths.map(f64::from).sum::<f64>();
+            places += batch.packs.iter().map(|_| f64::from(width)).sum::<f64>();
         }
-        1.0 - tokens as f64 / places as f64
+        1.0 - tokens / places
     };
     assert!(padding(Mode::Bucket) < 0.02, "{}", padding(Mode::Bucket));
     assert!(padding(Mode::Pack) < 0.01, "{}", padding(Mode::Pack));

@@ -37,7 +37,10 @@ impl Records {
         };
         let placed = |error: Error| error.on_line(span.line);
         let names = fields(&bytes, self.delimiter).map_err(placed)?;
-        if let Some(column) = names.iter().position(|name| name.trim().is_empty()) {
+        // the first may have none: pandas writes its index there
+        if let Some(column) =
+            names.iter().rposition(|name| name.trim().is_empty()).filter(|&column| column > 0)
+        {
             let message = format!(
                 "column {} of the header has no name; name it, or leave the column out (pandas: index=False)",
                 column + 1

@@ -34,7 +34,7 @@ struct Handles {
 
 impl Default for FilePool {
     fn default() -> Self {
-        Self::new(128)
+        Self::new(64)
     }
 }
 

@@ -171,6 +171,7 @@ impl Form {
         let probes: Vec<(Conversation, Shape)> = PROBES
             .iter()
             .map(|roles| form.conversation(roles.iter().copied().map(|role| (role, 1.0))))
+            .filter(|probe| template.is_cheap(probe))
             .filter_map(|probe| Shape::learn(template, &probe, controls).map(|shape| (probe, shape)))
             .collect();
         let agrees = |contents: &dyn Fn(usize) -> String| {
@@ -199,7 +200,9 @@ impl Form {
         form.triggers = shortest(form.triggers);
         form.end_triggers.sort_unstable();
         form.end_triggers.dedup();
-        form.finder = AhoCorasick::new(&form.triggers).ok();
+        // what marks are made of is not followed, which Jinja has to find out for each row alike
+        let triggers = form.triggers.iter().map(String::as_bytes).chain([marks::LEAD]);
+        form.finder = AhoCorasick::new(triggers).ok();
         let is_plain = probes.iter().any(|(probe, shape)| form.check(shape, template, probe));
         form.is_plain = is_plain;
         form

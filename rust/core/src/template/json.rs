@@ -6,7 +6,12 @@
 use std::fmt::Write as _;
 
 use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, ErrorKind, State, Value};
+
+use super::python::MAX_DEPTH;
+
+/// The widest indent.
+const MAX_INDENT: usize = 256;
 
 struct Style {
     ensure_ascii: bool,
@@ -18,10 +23,18 @@ struct Style {
 
 #[expect(clippy::needless_pass_by_value, reason = "minijinja hands over owned arguments")]
 /// The filter: `value | tojson(ensure_ascii, indent, separators, sort_keys)`.
-pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
+pub(super) fn tojson(state: &State, value: &Value, kwargs: Kwargs) -> Result<String, Error> {
     let indent: Option<Value> = kwargs.get("indent")?;
     let indent = match indent {
-        Some(width) if width.is_number() => Some(" ".repeat(usize::try_from(width)?)),
+        Some(width) if width.is_number() => {
+            let width = usize::try_from(width)?;
+            if width > MAX_INDENT {
+                return Err(wrong(format!(
+                    "tojson with an indent of {width}; expected at most {MAX_INDENT}"
+                )));
+            }
+            Some(" ".repeat(width))
+        }
         Some(text) if text.as_str().is_some() => text.as_str().map(str::to_owned),
         _ => None,
     };
@@ -42,11 +55,26 @@ pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, Error> {
     };
     kwargs.assert_all_used()?;
     let mut out = String::new();
-    write_value(&mut out, value, &style, 0)?;
+    write_value(&mut out, value, &style, 0, state)?;
     Ok(out)
 }
 
-fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> Result<(), Error> {
+fn wrong(message: String) -> Error {
+    Error::new(ErrorKind::InvalidOperation, message)
+}
+
+fn write_value(
+    out: &mut String,
+    value: &Value,
+    style: &Style,
+    depth: usize,
+    state: &State,
+) -> Result<(), Error> {
+    if depth > MAX_DEPTH {
+        return Err(wrong(format!("tojson of a value nested deeper than {MAX_DEPTH} levels")));
+    }
+    // what a list within lists repeats may be far longer than what the template made
+    state.consume_fuel(1 + value.as_str().map_or(0, str::len) as u64 / 64)?;
     match value.kind() {
         ValueKind::None => out.push_str("null"),
         ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
@@ -55,7 +83,7 @@ fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> 
         ValueKind::Seq | ValueKind::Iterable => {
             let items: Vec<Value> = value.try_iter()?.collect();
             write_items(out, style, depth, ('[', ']'), &items, |out, item| {
-                write_value(out, item, style, depth + 1)
+                write_value(out, item, style, depth + 1, state)
             })?;
         }
         ValueKind::Map => {
@@ -69,11 +97,11 @@ fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> 
                     None => write_string(out, &key.to_string(), style.ensure_ascii),
                 }
                 out.push_str(&style.key_separator);
-                write_value(out, &value.get_item(key)?, style, depth + 1)
+                write_value(out, &value.get_item(key)?, style, depth + 1, state)
             })?;
         }
         kind => {
-            return Err(Error::new(ErrorKind::InvalidOperation, format!("{kind} is not JSON serializable")));
+            return Err(wrong(format!("{kind} is not JSON serializable")));
         }
     }
     Ok(())

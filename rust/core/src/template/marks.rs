@@ -8,6 +8,8 @@ pub(super) const CONTENT_END: char = '\u{FDD1}';
 const INDEX_END: char = '\u{FDD2}';
 pub(super) const GENERATION_START: char = '\u{FDD3}';
 pub(super) const GENERATION_END: char = '\u{FDD4}';
+/// What all of them begin with in UTF-8, as do some Arabic ligatures.
+pub(super) const LEAD: &[u8] = b"\xEF\xB7";
 const DIGIT_ZERO: u32 = 0xFDE0;
 
 /// A mark found in a render.

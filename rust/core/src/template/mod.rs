@@ -6,6 +6,7 @@
 
 mod compiled;
 mod controls;
+mod fuel;
 mod json;
 mod literals;
 mod marks;
@@ -159,6 +160,20 @@ impl ChatTemplate {
         conversation: &Conversation,
         add_generation_prompt: bool,
     ) -> Result<String> {
+        let context = self.context(messages, conversation, add_generation_prompt);
+        match fuel::of(conversation) {
+            fuel::FUEL => Self::render_by(&self.environment, name, context),
+            fuel => Self::render_by(&self.with_fuel(fuel), name, context),
+        }
+    }
+
+    /// What the template may name.
+    fn context(
+        &self,
+        messages: Vec<Value>,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Value {
         let mut context: Vec<(&str, Value)> = vec![
             ("messages", Value::from(messages)),
             ("tools", conversation.tools.as_ref().map_or(Value::from(()), to_jinja)),
@@ -170,8 +185,26 @@ impl ChatTemplate {
         context.extend(
             conversation.chat_template_kwargs.iter().map(|(name, value)| (name.as_str(), to_jinja(value))),
         );
-        let template = self.environment.get_template(name).map_err(|error| compile_error(&error))?;
-        template.render(Value::from_pairs(context)).map_err(|error| render_error(&error))
+        Value::from_pairs(context)
+    }
+
+    fn render_by(environment: &Environment<'_>, name: &str, context: Value) -> Result<String> {
+        let template = environment.get_template(name).map_err(|error| compile_error(&error))?;
+        template.render(context).map_err(|error| render_error(&error))
+    }
+
+    /// The environment, where a render may do so much work.
+    fn with_fuel(&self, fuel: u64) -> Environment<'static> {
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(fuel));
+        environment
+    }
+
+    /// Whether a render of `conversation` takes so little that a compiled form may be sought by hundreds of them.
+    fn is_cheap(&self, conversation: &Conversation) -> bool {
+        let environment = self.with_fuel(fuel::PROBE_FUEL);
+        let values = conversation.messages.iter().map(|message| self.message_value(message, None)).collect();
+        Self::render_by(&environment, PLAIN, self.context(values, conversation, false)).is_ok()
     }
 
     /// A message as the template sees it; `mark` puts marks round its content. Reasoning is given under
@@ -348,12 +381,17 @@ fn new_environment() -> Result<Environment<'static>> {
     let now = jiff::Zoned::now();
     let mut environment = Environment::new();
     environment.set_syntax(syntax);
+    environment.set_fuel(Some(fuel::FUEL));
     environment.set_unknown_method_callback(python::unknown_method);
     environment.add_filter(python::EACH, python::each);
+    environment.add_filter(python::KEEP, python::keep);
     environment.add_filter("trim", python::trim);
     environment.add_filter("tojson", json::tojson);
     environment.add_function("raise_exception", raise_exception);
-    environment.add_function("strftime_now", move |format: &str| now.strftime(format).to_string());
+    environment.add_function("strftime_now", move |format: &str| {
+        jiff::fmt::strtime::format(format, &now)
+            .map_err(|error| minijinja::Error::new(JinjaErrorKind::InvalidOperation, error.to_string()))
+    });
     // to Jinja2 `none` cannot be iterated (templates get `tools=None` from Transformers), but what is
     // undefined can
     environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
@@ -385,6 +423,13 @@ fn compile_error(error: &minijinja::Error) -> Error {
 
 fn render_error(error: &minijinja::Error) -> Error {
     let line = error.line().map_or(String::new(), |line| format!(" (line {line} of the template)"));
+    if error.kind() == JinjaErrorKind::OutOfFuel {
+        let message = format!(
+            "the chat template does more work on this conversation than a render may{line}: it loops too long or makes \
+             too much text; mend it, or choose another --template"
+        );
+        return Error::new(ErrorKind::Template, message);
+    }
     let reason = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     let message = match reason.strip_prefix(RAISED) {
         Some(words) => format!("the chat template refuses this conversation: {words}{line}"),

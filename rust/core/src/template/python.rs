@@ -3,18 +3,23 @@
 //! - `x.items` without a call is the method of the dict, which is true, and not its key `items`.
 //! - A string can be looped over, and then `loop.last` is known.
 //! - `strip` and its kin take away what Python calls white space.
+//! - A list may hold lists without end, and is freed all the same; here it is refused in time (see [`keep`]).
 
 use std::fmt;
 use std::sync::Arc;
 
 use minijinja::value::{Object, ObjectRepr, ValueKind};
-use minijinja::{Error, State, Value};
+use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
 use super::marks;
 
 /// The filter that [`rewrite`] puts on what is looped over.
 pub(super) const EACH: &str = "each__";
+/// The filter that [`rewrite`] puts on what a namespace is to keep.
+pub(super) const KEEP: &str = "keep__";
+/// Values nested deeper are refused.
+pub(super) const MAX_DEPTH: usize = 512;
 /// The prefix of the methods that [`rewrite`] puts in place of uncalled ones.
 const BOUND: &str = "bound__";
 const DICT_METHODS: [&str; 4] = ["items", "keys", "values", "get"];
@@ -80,6 +85,32 @@ pub(super) fn each(value: Value) -> Value {
     }
 }
 
+/// What a namespace is to keep, unchanged. Only there can a loop nest a value once more at each turn, and one that is nested
+/// some ten thousand times takes the whole stack when it is freed.
+pub(super) fn keep(state: &State, value: Value) -> Result<Value, Error> {
+    check_depth(state, &value, 0)?;
+    Ok(value)
+}
+
+fn check_depth(state: &State, value: &Value, depth: usize) -> Result<(), Error> {
+    let wrong = |message: String| Err(Error::new(ErrorKind::InvalidOperation, message));
+    if depth > MAX_DEPTH {
+        return wrong(format!("a namespace holds a value nested deeper than {MAX_DEPTH} levels"));
+    }
+    state.consume_fuel(1)?;
+    if value.as_object().is_some_and(|object| object.type_name().ends_with("::Namespace")) {
+        return wrong("a namespace holds a namespace; give it values, or use a dict".to_owned());
+    }
+    match value.kind() {
+        ValueKind::Seq => value.try_iter()?.try_for_each(|item| check_depth(state, &item, depth + 1)),
+        ValueKind::Map => value.try_iter()?.try_for_each(|key| {
+            check_depth(state, &key, depth + 1)?;
+            check_depth(state, &value.get_item(&key)?, depth + 1)
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// `source` with what this module needs put in.
 pub(super) fn rewrite(source: &str) -> String {
     let mut out = String::with_capacity(source.len() + 64);
@@ -104,9 +135,33 @@ pub(super) fn rewrite(source: &str) -> String {
             out.push_str(&rewrite_code(code));
         }
         rest = &rest[end..];
+        if !is_comment && word_of(code) == "raw" {
+            let raw = raw_length(rest);
+            out.push_str(&rest[..raw]);
+            rest = &rest[raw..];
+        }
     }
     out.push_str(rest);
     out
+}
+
+/// What stands in a block of one word.
+fn word_of(code: &str) -> &str {
+    let inner = code.strip_prefix("{%").and_then(|code| code.strip_suffix("%}")).unwrap_or_default();
+    inner.trim_matches(['-', '+']).trim()
+}
+
+/// The length of the text up to the end of a raw block.
+fn raw_length(text: &str) -> usize {
+    let mut at = 0;
+    while let Some(start) = text[at..].find("{%").map(|found| at + found) {
+        let end = text[start..].find("%}").map_or(text.len(), |found| start + found + 2);
+        if word_of(&text[start..end]) == "endraw" {
+            return start;
+        }
+        at = start + 2;
+    }
+    text.len()
 }
 
 /// The length of a block that ends with `close`, which may also stand in its strings.
@@ -135,7 +190,7 @@ fn string_length(text: &str) -> Option<usize> {
 }
 
 fn rewrite_code(code: &str) -> String {
-    let code = loop_over_each(code);
+    let code = keep_checked(&loop_over_each(code));
     let mut out = String::with_capacity(code.len() + 16);
     let mut at = 0;
     while at < code.len() {
@@ -180,6 +235,26 @@ fn loop_over_each(code: &str) -> String {
     format!("{}|{EACH}{}", &code[..at], &code[at..])
 }
 
+/// `set a.b = c` with the filter [`KEEP`] on `c`; a block that is set has it after its own filters.
+fn keep_checked(code: &str) -> String {
+    let start = code.len() - code.trim_start_matches("{%").trim_start_matches(['-', '+']).trim_start().len();
+    let end = code.strip_suffix("%}").map_or(code.len(), |code| code.trim_end_matches(['-', '+']).len());
+    let inner = code.get(start..end).unwrap_or_default();
+    let after_target = inner.find(['=', '|']).unwrap_or(inner.len());
+    let (target, value) = inner.split_at(after_target);
+    let is_set = target
+        .strip_prefix("set")
+        .is_some_and(|rest| rest.starts_with(|next: char| next.is_whitespace() || next == '('));
+    if !code.starts_with("{%") || !is_set || !target.contains('.') || value.is_empty() {
+        return code.to_owned();
+    }
+    let checked = match value.strip_prefix('=') {
+        Some(value) => format!("=({value})|{KEEP} "),
+        None => format!("{value}|{KEEP} "),
+    };
+    format!("{}{target}{checked}{}", &code[..start], &code[end..])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,5 +267,17 @@ mod tests {
         assert_eq!(rewrite("{{ x.items.y }}"), "{{ x.bound__items().y }}");
         assert_eq!(rewrite("{%- for a in b.c -%}"), "{%- for a in b.c|each__ -%}");
         assert_eq!(rewrite("{% for a in b if a %}"), "{% for a in b|each__ if a %}");
+        let raw = "{% raw %}{% for a in b %}{{ ' {%- endraw %}";
+        assert_eq!(rewrite(&format!("{raw}{{% for a in b %}}")), format!("{raw}{{% for a in b|each__ %}}"));
+    }
+
+    #[test]
+    fn what_a_namespace_keeps_is_checked() {
+        for same in ["{% set a = b.c %}", "{% set a.b %}", "{% settle.a = 1 %}", "{% set a | trim(b.c) %}"] {
+            assert_eq!(rewrite(same), same);
+        }
+        assert_eq!(rewrite("{%- set a.b = 1, 2 -%}"), "{%- set a.b =( 1, 2 )|keep__ -%}");
+        assert_eq!(rewrite("{% set (a, b.c)=d if e else f%}"), "{% set (a, b.c)=(d if e else f)|keep__ %}");
+        assert_eq!(rewrite("{% set a.b | trim %}"), "{% set a.b | trim |keep__ %}");
     }
 }

@@ -21,7 +21,9 @@ const MOST_LONG: usize = 1 << 16;
 /// A word of up to 15 bytes with its length in the last byte; zero is no word.
 pub(super) type PackedWord = u128;
 
+/// Half a cache line, and never across two.
 #[derive(Debug, Clone, Copy, Default)]
+#[repr(align(32))]
 struct Slot {
     word: PackedWord,
     ids: [u32; INLINE],

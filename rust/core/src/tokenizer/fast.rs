@@ -221,7 +221,12 @@ impl Run<'_> {
             }
         }
         #[expect(clippy::cast_possible_truncation, reason = "bounded by source::MAX_ROW_BYTES")]
-        let mut at = start as u32;
+        let (mut at, end) = (start as u32, end as u32);
+        // most words are one token, whose length need not be looked up
+        if let [_] = ids[from..] {
+            self.tokens.spans.push((at, end));
+            return;
+        }
         for &id in &ids[from..] {
             let end = at + self.parts.lengths[id as usize];
             self.tokens.spans.push((at, end));

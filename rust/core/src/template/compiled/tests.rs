@@ -95,7 +95,7 @@ fn what_a_template_looks_for_goes_through_jinja() {
     for plain in ["Bye", "Two\nlines, with . and # in the middle", "\tindented\t"] {
         assert!(check(&template, &answer(plain), &controls), "{plain}");
     }
-    for seen in ["stop", "# Title", "a secret word", "The end."] {
+    for seen in ["stop", "# Title", "a secret word", "The end.", "a \u{fdd0} within"] {
         assert!(!check(&template, &answer(seen), &controls), "{seen}");
     }
 }

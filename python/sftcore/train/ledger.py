@@ -1,0 +1,34 @@
+"""The ledger of a run: what each optimizer step saw, written as it goes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sftcore.data import BatchLoader, StreamLoader, append_ledger
+from sftcore.data.run import LEDGER_FILE
+
+
+class WriteLedger(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Appends what each step saw to the ledger of the run."""
+
+    def __init__(self, loader: BatchLoader | StreamLoader, folder: Path) -> None:
+        self.loader = loader
+        self.folder = folder
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Appends a line; every rank knows all of the step, so one of them writes."""
+        entries = self.loader.take_ledger()
+        if state.is_world_process_zero:
+            append_ledger(self.folder / LEDGER_FILE, entries)
+
+
+def continue_ledger(checkpoint: Path, run_folder: Path) -> None:
+    """Begins the ledger of a resumed run with that of the checkpoint."""
+    if (checkpoint / LEDGER_FILE).is_file():
+        shutil.copyfile(checkpoint / LEDGER_FILE, run_folder / LEDGER_FILE)
