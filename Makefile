@@ -66,10 +66,10 @@ CARGO_FUZZ := target/tools/bin/cargo-fuzz
 fuzz: $(FUZZ_BUILD)/.built
 	@mkdir -p $(foreach target,$(FUZZ_TARGETS),fuzz/found/$(target) fuzz/artifacts/$(target))
 	@printf '%s\n' $(FUZZ_TARGETS) | xargs -P 2 -I TARGET bash -c '\
-	  if $(FUZZ_BINARY)/TARGET fuzz/found/TARGET fuzz/corpus/TARGET -dict=fuzz/dictionaries/TARGET.dict -artifact_prefix=fuzz/artifacts/TARGET/ \
+	  if RUST_BACKTRACE=0 $(FUZZ_BINARY)/TARGET fuzz/found/TARGET fuzz/corpus/TARGET -dict=fuzz/dictionaries/TARGET.dict -artifact_prefix=fuzz/artifacts/TARGET/ \
 	      -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=60 -rss_limit_mb=4096 -print_final_stats=1 >fuzz/artifacts/TARGET.log 2>&1; \
 	  then echo "TARGET: $$(grep -o "cov: [0-9]*" fuzz/artifacts/TARGET.log | sed -n "1p;\$$p" | paste -sd " "), $$(grep "^Done" fuzz/artifacts/TARGET.log)"; \
-	  else tail -n 40 fuzz/artifacts/TARGET.log; echo "TARGET failed: run $(FUZZ_BINARY)/TARGET on the input named above"; exit 255; fi'
+	  else tail -n 40 fuzz/artifacts/TARGET.log; echo "TARGET failed: run $(FUZZ_BINARY)/TARGET on the input named above"; exit 1; fi'
 
 # adds to fuzz/corpus what the inputs in fuzz/found cover beyond it
 fuzz-keep: $(FUZZ_BUILD)/.built

@@ -164,11 +164,13 @@ NO_TEXT = {
     ),
     "high surrogate": (
         '{"query": "你\\ud83d", "response": "a"}'.encode(),
-        "2:13: not JSON: a lone surrogate \\ud83d, which is half a character; write the character itself or both halves",
+        "2:13: not JSON: a lone surrogate \\ud83d, which is half a character; write the character "
+        "itself or both halves",
     ),
     "low surrogate": (
         b'{"query": "\\uDE00", "response": "a"}',
-        "2:12: not JSON: a lone surrogate \\uDE00, which is half a character; write the character itself or both halves",
+        "2:12: not JSON: a lone surrogate \\uDE00, which is half a character; write the character "
+        "itself or both halves",
     ),
     "long integer": (
         b'{"query": "q", "response": "a", "id": 18446744073709551616}',

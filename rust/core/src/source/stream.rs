@@ -18,7 +18,7 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// Opens `path` (`-` is standard input) to be read in order, unpacked on the way.
 pub fn open_stream(path: &Path) -> Result<(Box<dyn BufRead + Send>, Layout)> {
     let (decoder, format) = if path.as_os_str() == "-" {
-        (decoder(BufReader::with_capacity(BUFFER_BYTES, io::stdin()), Format::Json), Format::Json)
+        (decoder(BufReader::with_capacity(BUFFER_BYTES, io::stdin()), Format::Json, true), Format::Json)
     } else {
         let metadata = std::fs::metadata(path).map_err(|error| super::missing(path, &error))?;
         if metadata.is_dir() {
@@ -33,7 +33,7 @@ pub fn open_stream(path: &Path) -> Result<(Box<dyn BufRead + Send>, Layout)> {
             Ok(true) => (Decoder::of_file(file, Packing::Parquet), Format::Parquet),
             Ok(false) => {
                 let file = Opened { file, left: size.unwrap_or(0) };
-                (decoder(BufReader::with_capacity(BUFFER_BYTES, file), format), format)
+                (decoder(BufReader::with_capacity(BUFFER_BYTES, file), format, size.is_none()), format)
             }
             Err(error) => (Err(error), format),
         }
@@ -55,13 +55,14 @@ fn is_parquet(file: &File, size: Option<u64>, format: Format) -> Result<bool> {
     Ok(kind::packing(format, &head, &tail)? == Packing::Parquet)
 }
 
-fn decoder(mut reader: impl BufRead + Send + 'static, format: Format) -> Result<Decoder> {
+/// A pipe has no end to look at, so that its first bytes alone say that it is parquet.
+fn decoder(mut reader: impl BufRead + Send + 'static, format: Format, is_pipe: bool) -> Result<Decoder> {
     let mut head = Vec::new();
     (&mut reader)
         .take(MAGIC_BYTES as u64)
         .read_to_end(&mut head)
         .map_err(|error| Error::new(ErrorKind::Io(error.kind()), error.to_string()))?;
-    if head.starts_with(b"PAR1") {
+    if is_pipe && head.starts_with(b"PAR1") {
         let message =
             "parquet cannot be read from a pipe, because it is read from its end; write it to a file";
         return Err(Error::new(ErrorKind::Row, message));

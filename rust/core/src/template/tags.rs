@@ -16,7 +16,7 @@ fn next_generation_tag(source: &str, from: usize) -> Option<GenerationTag<'_>> {
     let mut from = from;
     loop {
         let start = from + source[from..].find("{%")?;
-        let end = start + source[start..].find("%}")? + 2;
+        let end = start + 2 + source[start + 2..].find("%}")? + 2;
         let inner = &source[start + 2..end - 2];
         let left_length = usize::from(inner.starts_with(['-', '+']));
         let right_length = usize::from(inner.len() > left_length && inner.ends_with(['-', '+']));
@@ -56,4 +56,17 @@ pub(super) fn replace_generation_tags(source: &str, marked: bool) -> String {
     }
     out.push_str(&source[at..]);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_become_blocks_and_all_else_stays() {
+        let source = "{%}{% generation x %}a{%- generation -%}b{% endgeneration +%}{%";
+        assert!(has_generation_tag(source) && !has_generation_tag("{%}{%-%}{% end generation %}"));
+        let plain = "{%}{% generation x %}a{%- if true %}{% if true -%}b{% endif %}{% endif +%}{%";
+        assert_eq!(replace_generation_tags(source, false), plain);
+    }
 }

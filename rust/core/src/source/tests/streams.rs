@@ -32,6 +32,7 @@ fn a_stream_gives_the_rows_of_the_file() {
         ("a.csv.zst", zstd("\u{feff}q,r\n1,\"2\n3\"\n".as_bytes())),
         ("a.csv", b"q;r\n1;2\n".to_vec()),
         ("a.txt", b" one\n\ntwo".to_vec()),
+        ("begins-like-parquet.txt", b"PAR1 is a name\n".to_vec()),
         ("a.parquet", parquet(300)),
         ("empty.json", Vec::new()),
     ] {
