@@ -38,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known.run(known)
     except ConfigError as error:
         return _fail(error, 2)
+    except BrokenPipeError:
+        # the reader, perhaps `head`, has seen enough; what is still buffered has no place to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (SftcoreError, OSError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:

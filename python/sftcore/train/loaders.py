@@ -102,13 +102,15 @@ def describe_data(train_loader: BatchLoader | StreamLoader, eval_loader: BatchLo
         return f"data: a stream of {names}, counted as it comes; {held_out}"
     report = train_loader.report
     held_out = f", {eval_loader.num_rows:,} for evaluation" if eval_loader else ", no evaluation"
+    tokens, trained = (
+        sum(part[name] for part in report["epoch"]) for name in ("tokens", "trained_tokens")
+    )
     lines = [
         f"data: {report['rows']:,} rows of {report['files']} files, {report['split_examples']:,} examples for "
-        f"training{held_out}; {report['split_tokens']:,} tokens an epoch, "
-        f"{report['split_trained_tokens'] / report['split_tokens']:.1%} trained; longest {report['longest']:,}"
+        f"training{held_out}; {tokens:,} tokens an epoch, {trained / max(tokens, 1):.1%} trained; "
+        f"longest {report['longest']:,}"
     ]
     if len(report["epoch"]) > 1:
-        trained = sum(part["trained_tokens"] for part in report["epoch"])
         lines += [
             f"  {part['name']}: {part['examples']:,} examples an epoch, {part['trained_tokens']:,} trained tokens "
             f"({part['trained_tokens'] / max(trained, 1):.1%})"
@@ -128,7 +130,7 @@ def describe_data(train_loader: BatchLoader | StreamLoader, eval_loader: BatchLo
             lines.append(f"warning: {report[name]:,} of {report['rows']:,} {text}")
         if name == "bad":
             lines += [f"  {count:,} x {reason}" for reason, count in report["bad_reasons"].items()]
-            lines += [f"  {text}" for text in report["first_bad"]]
+            lines += [f"  at {text}" for text in report["first_bad"]]
     for name, text in {
         "duplicates": "rows left out, equal to an earlier one",
         "near_duplicates": "rows left out, nearly equal to an earlier one",

@@ -89,7 +89,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     )
     tokens = None
     if steps_per_epoch:
-        tokens = train_loader.report["split_trained_tokens"] / steps_per_epoch
+        parts = train_loader.report["epoch"]
+        tokens = sum(part["trained_tokens"] for part in parts) / steps_per_epoch
     progress = ShowProgress(lines=config.disable_tqdm, trained_tokens_per_step=tokens)
     trainer = SftTrainer(
         model=model,
