@@ -45,10 +45,10 @@ bench: $(VENV)/.bench $(CORE)
 	$(BIN)/python benches/encode.py
 	$(BIN)/python benches/data_path.py
 
-# the data engine on a gigabyte; SIZES="1G 10G" takes twenty minutes and 12 GB of disk
+# the data engine on a gigabyte; `make scale SIZES="1G 10G"` takes an hour and 12 GB of disk
 SIZES := 1G
-scale: $(VENV)/.dev $(CORE)
-	$(BIN)/python benches/scale.py --size $(SIZES)
+scale: $(VENV)/.base $(CORE)
+	$(BIN)/python benches/scale.py $(addprefix --size ,$(SIZES))
 
 # our tokenizer engine beside the crates that read a tokenizer.json
 SHARED := $(abspath $(or $(SFTCORE_SHARED),../shared/data))
