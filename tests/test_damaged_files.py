@@ -92,7 +92,8 @@ def test_a_packed_file_that_is_damaged_gives_the_rows_before_and_says_so(
     path.write_bytes(damaged(name))
     lines_of_row = 2 if "csv" in name else 1
     is_whole = name.startswith(("checksum", "junk", "trailer"))
-    for loader in (BatchLoader, BatchLoader, StreamLoader):  # the second time from the index that was kept
+    # the second time from the index that was kept
+    for loader in (BatchLoader, BatchLoader, StreamLoader):
         report = counts(
             loader(
                 path, encoder, on_bad_row="quarantine", quarantine=quarantine, return_tensors="np"
@@ -137,6 +138,7 @@ def test_a_damaged_file_among_others_costs_no_other_row(
     assert (report["rows"], report["bad"]) == (report["examples"] + 1, 1)
 
 
+HALF = "which is half a character; write the character itself or both halves"
 NO_TEXT = {
     "nul": (
         b'{"query": "q\0", "response": "a"}',
@@ -160,11 +162,11 @@ NO_TEXT = {
     ),
     "high surrogate": (
         '{"query": "你\\ud83d", "response": "a"}'.encode(),
-        "2:13: not JSON: a lone surrogate \\ud83d, which is half a character; write the character itself or both halves",
+        f"2:13: not JSON: a lone surrogate \\ud83d, {HALF}",
     ),
     "low surrogate": (
         b'{"query": "\\uDE00", "response": "a"}',
-        "2:12: not JSON: a lone surrogate \\uDE00, which is half a character; write the character itself or both halves",
+        f"2:12: not JSON: a lone surrogate \\uDE00, {HALF}",
     ),
     "long integer": (
         b'{"query": "q", "response": "a", "id": 18446744073709551616}',
@@ -182,7 +184,10 @@ NO_TEXT = {
         b'{"query": "q\x07", "response": "a"}',
         "2:13: not JSON: the control character 0x07 in a string; write it as \\u0007",
     ),
-    "two rows": (GOOD + GOOD, "2:32: not JSON: text after the end of the row; write one row a line"),
+    "two rows": (
+        GOOD + GOOD,
+        "2:32: not JSON: text after the end of the row; write one row a line",
+    ),
     "depth": (
         b'{"query": "q", "response": "a", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         "2:164: a value nested deeper than 127 levels; flatten it",
@@ -250,7 +255,16 @@ def test_byte_order_marks_and_line_endings_change_nothing(
 ) -> None:
     texts = {
         "a.jsonl": GOOD + ending + ending + GOOD + ending + b'{"no": 1}' + ending,
-        "b.json": b"[" + GOOD + b"," + ending + ending + GOOD + b"," + ending + b'{"no": 1}]' + ending,
+        "b.json": b"["
+        + GOOD
+        + b","
+        + ending
+        + ending
+        + GOOD
+        + b","
+        + ending
+        + b'{"no": 1}]'
+        + ending,
         "c.csv": ending.join([b"query,response", b"q,a", b"q,a", b'q,""', b""]),
     }
     for name, text in texts.items():

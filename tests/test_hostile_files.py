@@ -12,7 +12,9 @@ import pytest
 
 from fault_files import GOOD, run_script, write_rows
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="reads the peak of memory from /proc"
+)
 
 RUN = """
 import json, re, resource, sys, time

@@ -109,7 +109,9 @@ def test_ctrl_c_while_a_file_is_unpacked_leaves_nothing(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stream_ends(tokenizer: Path, tmp_path: Path, cache: Path, number: signal.Signals) -> None:
+def test_a_stream_ends(
+    tokenizer: Path, tmp_path: Path, cache: Path, number: signal.Signals
+) -> None:
     path = write_rows(tmp_path / "rows.jsonl", range(2000))
     strike(number, STREAM, tokenizer, path)
     assert not cache.exists()

@@ -25,7 +25,10 @@ Loader = type[BatchLoader] | type[StreamLoader]
 Row = dict[str, str]
 
 ROWS: list[Row] = [
-    {"query": f'row {number}, "quoted"; 你好\t{"é" * number}', "response": f"answer {number}\nsecond line"}
+    {
+        "query": f'row {number}, "quoted"; 你好\t{"é" * number}',
+        "response": f"answer {number}\nsecond line",
+    }
     for number in range(50)
 ]
 
@@ -76,7 +79,13 @@ def zstd(text: bytes) -> bytes:
     return subprocess.run([command, "-c"], input=text, capture_output=True, check=True).stdout
 
 
-TEXT_KINDS = {".jsonl": lines, ".ndjson": lines, ".json": array, ".csv": records(","), ".tsv": records("\t")}
+TEXT_KINDS = {
+    ".jsonl": lines,
+    ".ndjson": lines,
+    ".json": array,
+    ".csv": records(","),
+    ".tsv": records("\t"),
+}
 KINDS: dict[str, Callable[[list[Row]], bytes]] = {**TEXT_KINDS, ".parquet": columnar}
 for _kind, _write in TEXT_KINDS.items():
     KINDS[f"{_kind}.gz"] = lambda rows, write=_write: gzip.compress(write(rows))
@@ -169,7 +178,9 @@ FILE = st.tuples(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(files=st.lists(FILE, min_size=1, max_size=4))
 def test_every_row_is_an_example_or_is_counted_as_what_it_is_not(
     encoder: Encoder, tmp_path_factory: pytest.TempPathFactory, files: list[tuple[str, list[Row]]]

@@ -79,7 +79,8 @@ fn explain(text: &str, error: &serde_json::Error) -> Error {
         return problem_at(bytes, at, format!("not JSON: {word} is no value; write null or a number"));
     }
     if rest.starts_with('\u{FEFF}') {
-        let message = "not JSON: a byte-order mark inside the file, where another begins; remove it".to_owned();
+        let message =
+            "not JSON: a byte-order mark inside the file, where another begins; remove it".to_owned();
         return problem_at(bytes, at, message);
     }
     match reason {
@@ -93,7 +94,9 @@ fn explain(text: &str, error: &serde_json::Error) -> Error {
         }
         reason if reason.starts_with("control character") => {
             let byte = bytes.get(at).copied().unwrap_or_default();
-            let message = format!("not JSON: the control character 0x{byte:02x} in a string; write it as \\u{byte:04x}");
+            let message = format!(
+                "not JSON: the control character 0x{byte:02x} in a string; write it as \\u{byte:04x}"
+            );
             problem_at(bytes, at, message)
         }
         "lone leading surrogate in hex escape" | "unexpected end of hex escape" => {
