@@ -138,7 +138,7 @@ def test_a_known_shape_trains_without_a_word_about_columns(
     checkpoint = Path(capsys.readouterr().out.strip())
     result = json.loads((checkpoint.parent / "result.json").read_text())
     assert result["global_step"] == 3
-    assert result["data"]["skipped"] == REFUSED.get(name, 0)
+    assert result["data"]["bad"] == REFUSED.get(name, 0)
     assert (checkpoint / "adapter_model.safetensors").stat().st_size > 0
 
 
