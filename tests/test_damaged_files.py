@@ -92,11 +92,8 @@ def test_a_packed_file_that_is_damaged_gives_the_rows_before_and_says_so(
     path.write_bytes(damaged(name))
     lines_of_row = 2 if "csv" in name else 1
     is_whole = name.startswith(("checksum", "junk", "trailer"))
-    for loader in (
-        BatchLoader,
-        BatchLoader,
-        StreamLoader,
-    ):  # the second time from the index that was kept
+    # the second time from the index that was kept
+    for loader in (BatchLoader, BatchLoader, StreamLoader):
         report = counts(
             loader(
                 path, encoder, on_bad_row="quarantine", quarantine=quarantine, return_tensors="np"
@@ -141,6 +138,7 @@ def test_a_damaged_file_among_others_costs_no_other_row(
     assert (report["rows"], report["bad"]) == (report["examples"] + 1, 1)
 
 
+HALF = "which is half a character; write the character itself or both halves"
 NO_TEXT = {
     "nul": (
         b'{"query": "q\0", "response": "a"}',
@@ -164,13 +162,11 @@ NO_TEXT = {
     ),
     "high surrogate": (
         '{"query": "你\\ud83d", "response": "a"}'.encode(),
-        "2:13: not JSON: a lone surrogate \\ud83d, which is half a character; write the character "
-        "itself or both halves",
+        f"2:13: not JSON: a lone surrogate \\ud83d, {HALF}",
     ),
     "low surrogate": (
         b'{"query": "\\uDE00", "response": "a"}',
-        "2:12: not JSON: a lone surrogate \\uDE00, which is half a character; write the character "
-        "itself or both halves",
+        f"2:12: not JSON: a lone surrogate \\uDE00, {HALF}",
     ),
     "long integer": (
         b'{"query": "q", "response": "a", "id": 18446744073709551616}',
