@@ -140,8 +140,11 @@ def test_a_bomb_between_rows_costs_one_row(tokenizer: Path, tmp_path: Path, load
     path.write_bytes(b"".join([*packed, gzip.compress(b"\n" + GOOD)]))
     report = run(tokenizer, path, loader, on_bad_row="skip")["report"]
     assert (report["rows"], report["examples"], report["bad"]) == (3, 2, 1)
+    said = [f"{path}: unpacked to 1024 MiB on disk"] if loader == "batch" else []
+    assert report["notes"] == said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", LOADERS)
 def test_a_million_wrong_rows_take_seconds(tokenizer: Path, tmp_path: Path, loader: str) -> None:
     path = tmp_path / "rows.jsonl"
@@ -150,6 +153,7 @@ def test_a_million_wrong_rows_take_seconds(tokenizer: Path, tmp_path: Path, load
     assert (report["rows"], report["examples"], report["bad"]) == (1_000_000, 1, 999_999)
 
 
+@pytest.mark.slow
 def test_an_array_nested_without_end_is_an_error(tokenizer: Path, tmp_path: Path) -> None:
     for name, text in {
         "a.json": b"[" * 1_000_000,

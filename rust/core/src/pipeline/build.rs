@@ -48,6 +48,9 @@ const BYTES_PER_TASK: u64 = 256 << 10;
 /// More wrong rows than this are no data set.
 const MAX_BAD_ROWS: usize = 1_000_000;
 
+/// Files that unpack to less take no room that anybody misses.
+const WORTH_SAYING: u64 = 256 << 20;
+
 /// What a build is made from.
 pub(super) struct Build<'b> {
     pub(super) sources: &'b Arc<Vec<ShapedSource>>,
@@ -225,6 +228,11 @@ impl Build<'_> {
         if !shaped.rows.ignored_keys.is_empty() {
             let keys = shaped.rows.ignored_keys.join("\", \"");
             report.notes.push(format!("{}: \"{keys}\" is not read by SFT", path.display()));
+        }
+        let unpacked = shaped.source.unpacked_bytes();
+        if unpacked >= WORTH_SAYING {
+            let place = path.display();
+            report.notes.push(format!("{place}: unpacked to {} MiB on disk", unpacked >> 20));
         }
         if let Some(damage) = shaped.source.damage() {
             let damage = damage.clone().in_file(path);

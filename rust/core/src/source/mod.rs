@@ -67,6 +67,7 @@ pub struct Source {
     /// The file that is read: the same one, or what it was unpacked to.
     file: PooledFile,
     bytes: u64,
+    unpacked_bytes: u64,
     parser: RowParser,
     damage: Option<Error>,
     /// Rows that are whole; more than there are, where nothing is damaged.
@@ -123,7 +124,8 @@ impl Source {
             placed(Error::new(ErrorKind::Row, message)).on_line(line)
         });
         let parser = RowParser { layout, header };
-        Ok(Self { path: path.to_path_buf(), file, bytes, parser, damage, num_rows })
+        let unpacked_bytes = if packing == Packing::Plain { 0 } else { bytes };
+        Ok(Self { path: path.to_path_buf(), file, bytes, unpacked_bytes, parser, damage, num_rows })
     }
 
     /// The file the user named.
@@ -139,6 +141,11 @@ impl Source {
     /// Bytes that [`rows`](Self::rows) goes over: the size when it was opened, of a packed file the size unpacked.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Bytes of disk that it was unpacked to; 0 for a plain file.
+    pub fn unpacked_bytes(&self) -> u64 {
+        self.unpacked_bytes
     }
 
     /// What is wrong with the file from some row on; the rows before it can be read.
