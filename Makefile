@@ -45,7 +45,7 @@ bench: $(VENV)/.bench $(CORE)
 	$(BIN)/python benches/encode.py
 	$(BIN)/python benches/data_path.py
 
-# the data engine on a gigabyte; `make scale SIZES="1G 10G"` takes an hour and 12 GB of disk
+# the data engine on a gigabyte; `make scale SIZES="1G 10G"` takes half an hour and 12 GB of disk
 SIZES := 1G
 scale: $(VENV)/.base $(CORE)
 	$(BIN)/python benches/scale.py $(addprefix --size ,$(SIZES))
