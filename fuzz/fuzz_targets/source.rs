@@ -106,8 +106,9 @@ fn check(path: &Path, chunk: usize) {
         assert_eq!(plain.get(start..start + bytes.len()), Some(&bytes[..]));
     }
     let Ok(source) = opened else { return };
-    assert_eq!(source.layout(), layout);
     let rows = by_position(&source).expect("what was opened has rows");
+    // of a damaged file without rows nothing is asked
+    assert!(source.layout() == layout || rows.is_empty() && source.damage().is_some());
     match source.damage() {
         None => {
             assert!(end.is_ok(), "only the stream is damaged: {end:?}");

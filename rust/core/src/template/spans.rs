@@ -41,9 +41,13 @@ struct Tracker<'a> {
     conversation: &'a Conversation,
     text: String,
     places: Vec<Place>,
-    /// Text between a content and the turn after it → how much of it the prompt gives.
-    prompted: HashMap<String, usize>,
+    /// What joins a turn to the content before it → how much of it the prompt gives.
+    prompted: HashMap<Joint, usize>,
 }
+
+/// The text between two contents, and how much white space the first ends with and the second begins with: what the
+/// template keeps of that is not its own.
+type Joint = (String, usize, usize);
 
 /// A conversation that went through the template, with what is trained of it.
 #[derive(Debug, PartialEq)]
@@ -287,7 +291,7 @@ impl Tracker<'_> {
             if let Some(at) = self.start_by_prompt(header_start, header_start + header_end.len()) {
                 return Ok(at.min(limit));
             }
-            if let Some(&given) = self.prompted.get(header) {
+            if let Some(&given) = self.prompted.get(&self.joint(index, header_start, content_start)) {
                 return Ok(header_start + given);
             }
         }
@@ -307,9 +311,19 @@ impl Tracker<'_> {
             place.start.filter(|start_of_content| is_exact && start <= *start_of_content)
             && before <= start
         {
-            self.prompted.insert(self.text[before..content_start].to_owned(), start - before);
+            self.prompted.insert(self.joint(index, before, content_start), start - before);
         }
         Ok(start)
+    }
+
+    fn joint(&self, index: usize, before: usize, content_start: usize) -> Joint {
+        let content = |index: usize| self.conversation.messages[index].content.as_deref().unwrap_or_default();
+        let trailing = index
+            .checked_sub(1)
+            .map(content)
+            .map_or(0, |content| content.len() - content.trim_end_matches(marks::is_white_space).len());
+        let leading = leading_white_space(content(index)).len();
+        (self.text[before..content_start].to_owned(), trailing, leading)
     }
 
     /// The start of a turn after a question, where what stands between is what the template writes

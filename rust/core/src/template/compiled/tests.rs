@@ -84,6 +84,20 @@ fn compiled_renders_are_those_of_jinja() {
 }
 
 #[test]
+fn white_space_of_one_turn_says_nothing_about_another() {
+    let template = template("{% for m in messages %}{{ m.content }}{% endfor %}").unwrap();
+    let turns = [("assistant", " a"), ("user", "b "), ("assistant", "c")];
+    let conversation = chat(&turns.map(|(role, text)| (role, text.to_owned())));
+    let rendered = template.render_segments(&conversation, &Controls::default()).unwrap();
+    let trained = rendered.segments.iter().filter(|segment| segment.is_trained());
+    assert_eq!(
+        trained.map(|segment| &rendered.text[segment.start..segment.end]).collect::<Vec<_>>(),
+        [" a", "c"]
+    );
+    assert!(check(&template, &conversation, &Controls::default()));
+}
+
+#[test]
 fn what_a_template_looks_for_goes_through_jinja() {
     let template = template(CURIOUS).unwrap();
     let controls = Controls::default();
