@@ -58,6 +58,8 @@ pub struct StreamState {
 
 /// Rows of one task.
 const ROWS_PER_TASK: usize = 64;
+/// Examples of the first window of an epoch; each window after it has twice as many, up to the buffer.
+const FIRST_WINDOW: usize = 1 << 10;
 /// Tokens of a window, so that long rows do not take all memory.
 const WINDOW_TOKENS: usize = 1 << 25;
 /// A share of wrong rows is judged from so many rows on.
@@ -253,14 +255,16 @@ impl Stream {
         }
     }
 
-    /// How many examples a window has: whole global batches.
+    /// How many examples a window has: whole global batches. The first windows of an epoch are smaller, so that the
+    /// first batch comes at once.
     fn window_size(&self) -> usize {
         let batching = &self.options.batching;
         let batch = match batching.sharing.batch_size {
             BatchSize::Rows(rows) if batching.mode != Mode::Pack => rows * batching.sharing.micro_batches(),
             _ => 1,
         };
-        self.options.buffer.div_ceil(batch) * batch
+        let doublings = u32::try_from(self.state.window).unwrap_or(u32::MAX).min(20);
+        self.options.buffer.min(FIRST_WINDOW << doublings).div_ceil(batch) * batch
     }
 
     /// Reads rows until the window is whole (`true`) or nothing came for `timeout`.
