@@ -63,7 +63,7 @@ fn streamed(reader: impl std::io::BufRead, layout: Layout, most: usize) -> Vec<R
     // an error of the header is the first row as well
     let parser = rows.parser();
     let mut found = Vec::new();
-    while let Some(row) = rows.next() {
+    for row in rows {
         assert!(found.len() <= most, "more rows than bytes");
         let row = row.map_err(told).map(|(span, bytes)| {
             assert_eq!(span.bytes, bytes.len() as u64);

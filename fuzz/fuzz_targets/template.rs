@@ -82,7 +82,8 @@ fn push(conversation: &mut Conversation, field: &str) {
     let mut message = Message::new(role, content);
     match kind.to_ascii_lowercase() {
         'c' => {
-            let call = json!([{"type": "function", "function": {"name": "look", "arguments": {"at": content}}}]);
+            let call =
+                json!([{"type": "function", "function": {"name": "look", "arguments": {"at": content}}}]);
             message.extra.insert("tool_calls".to_owned(), call);
             message.content = None;
         }
@@ -119,7 +120,11 @@ fn check_rendered(rendered: &Rendered) {
 }
 
 /// What Jinja alone gives: a conversation whose message has a key more is not for the compiled form, and no template sees a null.
-fn by_jinja(template: &ChatTemplate, conversation: &Conversation, controls: &Controls) -> sftcore::Result<Rendered> {
+fn by_jinja(
+    template: &ChatTemplate,
+    conversation: &Conversation,
+    controls: &Controls,
+) -> sftcore::Result<Rendered> {
     let mut conversation = conversation.clone();
     for message in &mut conversation.messages {
         message.extra.insert("nothing".to_owned(), Value::Null);

@@ -50,7 +50,8 @@ fn merged(mut tokens: Vec<String>, space: &str) -> (Map<String, Value>, Vec<Valu
 }
 
 fn added(first: usize) -> Value {
-    let tokens = [("<|im_end|>", true, false, false), ("<s>", true, false, true), ("[note]", false, true, false)];
+    let tokens =
+        [("<|im_end|>", true, false, false), ("<s>", true, false, true), ("[note]", false, true, false)];
     let token = |(id, (content, special, lstrip, rstrip)): (usize, (&str, bool, bool, bool))| {
         json!({
             "id": id, "content": content, "single_word": false, "lstrip": lstrip, "rstrip": rstrip,
@@ -109,7 +110,11 @@ fn check(fast: &Tokens, reference: &Tokens, text: &str) {
     assert_eq!(fast.ids.len(), fast.spans.len());
     let mut before = 0;
     for &(start, end) in &fast.spans {
-        assert!(start >= before && start <= end && end as usize <= text.len(), "{:?} of {text:?}", fast.spans);
+        assert!(
+            start >= before && start <= end && end as usize <= text.len(),
+            "{:?} of {text:?}",
+            fast.spans
+        );
         before = start;
     }
 }
