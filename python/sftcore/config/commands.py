@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sftcore.config.train import check_range
+from sftcore.config.ranges import check_range
 from sftcore.errors import ConfigError
 
 

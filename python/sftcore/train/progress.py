@@ -1,12 +1,10 @@
-"""What a run shows: a progress bar or lines, `logging.jsonl`, and curves."""
+"""What a run shows while it goes: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -95,77 +93,3 @@ class ShowProgress(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if self.progress:
             self.progress.stop()
             self.progress = None
-
-
-class WriteLog(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Appends each log to `logging.jsonl` and draws the curves at each save and at the end."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        """Appends a line."""
-        if state.is_world_process_zero:
-            line = json.dumps({"step": state.global_step, **(logs or {})}, ensure_ascii=False)
-            with (self.folder / "logging.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Draws what there is so far."""
-        if state.is_world_process_zero:
-            draw_loss(state.log_history, self.folder / "images" / "loss.png")
-
-
-class EvaluateAtEnd(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Evaluates and saves after the last step too, so that the last checkpoint can be the best."""
-
-    def __init__(self, *, evaluate: bool) -> None:
-        self.evaluate = evaluate
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Asks for both at the last step."""
-        if state.global_step >= state.max_steps:
-            control.should_evaluate = self.evaluate
-            control.should_save = True
-            control.should_log = True
-
-
-def draw_loss(history: list[dict[str, Any]], path: Path) -> None:
-    """Draws the training loss, smoothed and as it was, and the evaluation loss over steps."""
-    from matplotlib.figure import Figure  # a run that draws nothing does not load it
-
-    train = [(entry["step"], float(entry["loss"])) for entry in history if "loss" in entry]
-    held_out = [
-        (entry["step"], float(entry["eval_loss"])) for entry in history if "eval_loss" in entry
-    ]
-    if not train and not held_out:
-        return
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    if train:
-        steps, losses = zip(*train, strict=True)
-        axes.plot(steps, losses, color="tab:blue", alpha=0.3, label="training loss")
-        smooth = [losses[0]]
-        for loss in losses[1:]:
-            smooth.append(0.8 * smooth[-1] + 0.2 * loss)
-        axes.plot(steps, smooth, color="tab:blue", label="training loss, smoothed")
-    if held_out:
-        steps, losses = zip(*held_out, strict=True)
-        axes.plot(steps, losses, color="tab:orange", marker="o", label="evaluation loss")
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("mean loss of a trained token")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)

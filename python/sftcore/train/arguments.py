@@ -1,0 +1,78 @@
+"""The settings of a run as the arguments of the Trainer of Transformers."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from sftcore.config import TrainConfig
+from sftcore.data import BatchLoader
+from sftcore.models import pick_dtype
+
+
+def training_arguments(
+    config: TrainConfig,
+    run_folder: Path,
+    eval_loader: BatchLoader | None,
+    max_steps: int,
+    save_every: int,
+    world_size: int,
+) -> TrainingArguments:
+    """Returns the arguments of the Trainer.
+
+    Args:
+        config: The settings of the run.
+        run_folder: Where it writes.
+        eval_loader: What it evaluates on, if anything.
+        max_steps: All optimizer steps of the run.
+        save_every: The steps between two checkpoints where the settings do not say.
+        world_size: The number of processes.
+    """
+    on_gpu = torch.cuda.is_available()
+    dtype = pick_dtype(config.torch_dtype)
+    save_steps = config.save_steps or save_every
+    arguments: dict[str, Any] = {
+        "output_dir": str(run_folder),
+        "max_steps": max_steps,
+        "per_device_train_batch_size": config.per_device_train_batch_size,
+        "gradient_accumulation_steps": config.accumulation_steps(world_size),
+        "learning_rate": config.effective_learning_rate,
+        "weight_decay": config.weight_decay,
+        "adam_beta1": config.adam_beta1,
+        "adam_beta2": config.adam_beta2,
+        "max_grad_norm": config.max_grad_norm,
+        "lr_scheduler_type": config.lr_scheduler_type,
+        "warmup_steps": math.ceil(config.warmup_ratio * max_steps),
+        "optim": config.optim,
+        "logging_steps": config.logging_steps,
+        "logging_first_step": True,
+        "eval_strategy": "steps" if eval_loader else "no",
+        "eval_steps": config.eval_steps or save_steps,
+        "save_strategy": "steps",
+        "save_steps": save_steps,
+        "save_total_limit": config.save_total_limit,
+        "metric_for_best_model": "eval_loss" if eval_loader else None,
+        "greater_is_better": False,
+        "seed": config.seed,
+        "bf16": on_gpu and dtype == torch.bfloat16,
+        "fp16": on_gpu and dtype == torch.float16,
+        "use_cpu": not on_gpu,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": on_gpu,
+        "ddp_find_unused_parameters": False,
+        # the loader goes on by its own state, nothing is replayed
+        "ignore_data_skip": True,
+    }
+    names = set(TrainingArguments.__dataclass_fields__)
+    # Transformers 6 drops the first pair of names
+    prefix = "activation" if "activation_checkpointing" in names else "gradient"
+    arguments[f"{prefix}_checkpointing"] = config.gradient_checkpointing
+    if config.gradient_checkpointing:
+        arguments[f"{prefix}_checkpointing_kwargs"] = {"use_reentrant": False}
+    return TrainingArguments(**arguments)
