@@ -66,6 +66,7 @@ def config_of(model: Path, rows: Path, output: Path, **settings: Any) -> TrainCo
         "split_dataset_ratio": 0.0,
         "num_train_epochs": 1,
         "learning_rate": 1e-2,
+        "warmup_ratio": 0.05,
         "logging_steps": 1,
         "gradient_checkpointing": False,
         "disable_tqdm": True,
