@@ -13,17 +13,17 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader, Encoder, StreamLoader
 from sftcore.data.run import save_data
-from sftcore.errors import ConfigError, SftcoreError
-from sftcore.models import load_model, quieten, resolve_model
+from sftcore.errors import SftcoreError
+from sftcore.models import quieten, resolve_model
 from sftcore.train.arguments import training_arguments
 from sftcore.train.ledger import WriteLedger, continue_ledger
 from sftcore.train.loaders import describe_data, open_loaders, say
 from sftcore.train.log import WriteLog
+from sftcore.train.open import open_model, padded
 from sftcore.train.output import make_run_folder, write_args
 from sftcore.train.progress import ShowProgress
 from sftcore.train.schedule import EvaluateAtEnd
 from sftcore.train.trainer import SftTrainer, read_loader_state
-from sftcore.tuners import apply_tuner, count_parameters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +60,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     train_loader, eval_loader = open_loaders(config, encoder, world_size)
     say(describe_data(train_loader, eval_loader))
     set_seed(config.seed)
-    model = _open_model(config, folder)
+    opened = open_model(config, folder)
+    model, method = opened.model, opened.method
+    if opened.padding_reason:
+        config = padded(config)
+        train_loader, eval_loader = open_loaders(config, encoder, world_size)
+    for line in opened.lines:
+        say(line)
     steps = _count_steps(config, train_loader)
     run_folder = make_run_folder(config)
     write_args(run_folder, config)
@@ -82,6 +88,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         train_loader=train_loader,
         eval_loader=eval_loader,
         config=config,
+        method=method,
         callbacks=[
             EvaluateAtEnd(evaluate=eval_loader is not None),
             WriteLedger(train_loader, run_folder),
@@ -124,19 +131,6 @@ def _open_encoder(config: TrainConfig, folder: Path) -> Encoder:
     if encoder.tokenizer_engine_reason:
         say(f"tokenizer: the reference engine, as {encoder.tokenizer_engine_reason}")
     return encoder
-
-
-def _open_model(config: TrainConfig, folder: Path) -> Any:
-    base = load_model(folder, torch_dtype=config.torch_dtype, attn_impl=config.attn_impl)
-    limit = getattr(base.config, "max_position_embeddings", None)
-    if limit is not None and config.max_length > limit:
-        raise ConfigError(
-            f"--max_length {config.max_length} is out of range: {config.model} has {limit} positions"
-        )
-    model = apply_tuner(base, config)
-    total, trained, _ = count_parameters(model)
-    say(f"model: {config.model}, {total:,} parameters, {trained:,} trained ({trained / total:.2%})")
-    return model
 
 
 def _count_steps(config: TrainConfig, loader: BatchLoader | StreamLoader) -> Steps:
