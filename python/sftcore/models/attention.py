@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from sftcore.errors import ConfigError
 
@@ -91,6 +92,10 @@ def choose_attention(
             raise ConfigError(
                 f"--attn_impl {name} cannot run: {obstacle}; --attn_impl auto takes what can"
             )
+    elif name == "sdpa" and not _supports(config, "sdpa"):
+        raise ConfigError(
+            f"--attn_impl sdpa cannot run: {config.model_type} has no code for it; --attn_impl auto takes what can"
+        )
     elif name == "flex_attention" and training and machine.kind == "cpu":
         raise ConfigError(
             "--attn_impl flex_attention has no backward pass on a CPU; take sdpa or eager"
@@ -103,14 +108,23 @@ def choose_attention(
 
 
 def _best(config: Any, dtype: torch.dtype, machine: Device) -> Attention:
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
     obstacles = []
     for kernel in ("flash_attention_3", "flash_attention_2"):
-        obstacle = _obstacle(kernel, text, dtype, machine)
+        obstacle = _obstacle(kernel, config, dtype, machine)
         if obstacle is None:
             return Attention(name=kernel, reason="installed, and fits device, dtype and head size")
         obstacles.append(f"{kernel}: {obstacle}")
+    if not _supports(config, "sdpa"):
+        obstacles.append(f"sdpa: {config.model_type} has no code for it")
+        return Attention(name="eager", reason="; ".join(obstacles))
     return Attention(name="sdpa", reason="; ".join(obstacles))
+
+
+def _supports(config: Any, kernel: str) -> bool:
+    """Returns whether the model of a configuration has code for a kernel: `sdpa` or `flash_attn`."""
+    # the mapping loads the code of this one model
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return bool(getattr(found, f"_supports_{kernel}", True))
 
 
 def _obstacle(kernel: str, config: Any, dtype: torch.dtype, machine: Device) -> str | None:
@@ -128,8 +142,11 @@ def _obstacle(kernel: str, config: Any, dtype: torch.dtype, machine: Device) -> 
         return f"the package {package} is not installed"
     if dtype not in (torch.float16, torch.bfloat16):
         return f"it computes in bfloat16 or float16, not {str(dtype).removeprefix('torch.')}"
-    heads = getattr(config, "num_attention_heads", None)
-    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
+    if not _supports(config, "flash_attn"):
+        return f"{config.model_type} has no code for it"
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    size = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else None)
     if size is not None and size > 256:
         return f"its heads have up to 256 dimensions, those of this model {size}"
     return None
