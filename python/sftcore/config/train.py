@@ -34,6 +34,10 @@ class TrainConfig(
         self._check_evaluation()
         self._check_checkpoints()
         self._check_output()
+        if self.save_strategy == "best" and not (self.val_dataset or self.split_dataset_ratio):
+            raise ConfigError(
+                "--save_strategy best needs evaluation rows: pass --val_dataset or --split_dataset_ratio"
+            )
         if self.streaming and self.max_steps == -1:
             raise ConfigError("--streaming knows no end of the data; set --max_steps")
 

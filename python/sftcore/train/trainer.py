@@ -8,6 +8,7 @@ and the evaluation loss is the mean over the trained tokens of the whole evaluat
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import shutil
@@ -24,9 +25,10 @@ from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader, StreamLoader
 from sftcore.data.run import LEDGER_FILE, save_tokenizer
 from sftcore.errors import ConfigError
+from sftcore.train.checkpoints import LOADER_STATE, Checkpoints, save_checkpoint
 from sftcore.train.output import write_args
-
-LOADER_STATE = "loader_state.json"
+from sftcore.train.resume import Resume, fitting, restore_optimizer
+from sftcore.train.stopping import LeaveEvaluation, StopOnSignal
 
 
 class _Stream(IterableDataset[dict[str, torch.Tensor]]):
@@ -52,11 +54,17 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         train_loader: BatchLoader | StreamLoader,
         eval_loader: BatchLoader | None,
         config: TrainConfig,
+        stopping: StopOnSignal,
+        resume: Resume | None = None,
         **arguments: Any,
     ) -> None:
         self.train_loader = train_loader
         self.eval_loader = eval_loader
         self.config = config
+        self.stopping = stopping
+        self.resume = resume
+        # the temporary folder of a checkpoint that is being saved
+        self.saves_into: str | None = None
         train_stream = _Stream(train_loader, endless=True)
         super().__init__(train_dataset=train_stream, eval_dataset=eval_loader and [], **arguments)
         if not self.model_accepts_loss_kwargs:
@@ -65,6 +73,13 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
                 "micro-batches would not be the mean over their tokens; pass --gradient_accumulation_steps 1"
             )
 
+        self.checkpoints = Checkpoints(
+            Path(self.args.output_dir),
+            limit=config.save_total_limit,
+            has_links=config.create_checkpoint_symlink,
+            is_writer=self.args.should_save,
+            wait=self.accelerator.wait_for_everyone,
+        )
         # the loss below comes from the model's own loss function, which divides by num_items_in_batch
         self.loss_is_scaled_for_ga = True
         forward = self.accelerator.unwrap_model(self.model)
@@ -166,6 +181,41 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
             predictions=None, label_ids=None, metrics=metrics, num_samples=int(examples)
         )
 
+    def _get_output_dir(self, trial: Any) -> str:
+        return self.saves_into or str(super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        save_checkpoint(self, functools.partial(super()._save_checkpoint, model, trial))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *rest: Any, **named: Any) -> None:
+        load = super()._load_from_checkpoint
+        assert self.resume is not None
+        fitting(functools.partial(load, resume_from_checkpoint, *rest, **named), self.resume)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.resume is not None:
+            load = functools.partial(super()._load_optimizer_and_scheduler, checkpoint)
+            restore_optimizer(self, self.resume, load)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if not self.config.resume_only_model:
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if not self.config.resume_only_model:
+            super()._load_rng_state(checkpoint)
+
+    def _evaluate(self, *arguments: Any, **named: Any) -> Any:
+        with self.stopping.evaluating():
+            return super()._evaluate(*arguments, **named)
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **named: Any) -> None:
+        try:
+            super()._maybe_log_save_evaluate(*arguments, **named)
+        except LeaveEvaluation:
+            self.stopping.leave_evaluation(self.control)
+            super()._maybe_log_save_evaluate(*arguments, **named)
+
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
@@ -196,18 +246,3 @@ def keep_trained_columns(inputs: dict[str, Any]) -> dict[str, Any]:
         "shift_labels": shifted[:, first:].contiguous(),
         "logits_to_keep": labels.shape[1] - first,
     }
-
-
-def read_loader_state(checkpoint: Path) -> dict[str, Any]:
-    """Returns the loader state of a checkpoint.
-
-    Raises:
-        ConfigError: It has none.
-    """
-    path = checkpoint / LOADER_STATE
-    if not path.is_file():
-        raise ConfigError(
-            f"--resume_from_checkpoint {checkpoint} has no {LOADER_STATE}; expected a checkpoint-N folder of sftcore"
-        )
-    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return state
