@@ -23,7 +23,7 @@ class CheckpointConfig:
     create_checkpoint_symlink: bool = True
     """Keeps links named best and last in the run folder."""
     resume_from_checkpoint: str | None = None
-    """Goes on exactly: from a checkpoint or run folder, the last checkpoint (last, true), or auto: last or a new run."""
+    """Goes on exactly: from a checkpoint or run folder, the last one (last, true), or auto: last or a new run."""
     resume_only_model: bool = False
     """Takes from the checkpoint the weights, the step and the place in the data; optimizer and random state are new."""
     ignore_data_skip: bool = False
