@@ -20,6 +20,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from transformers.trainer_utils import EvalLoopOutput
+
 from sftcore.config import TrainConfig
 from sftcore.config.schema import build
 from sftcore.errors import CheckpointError, ConfigError, StoppedError
@@ -272,14 +274,22 @@ def test_a_checkpoint_of_the_model_only_is_small_and_said_to_be_so(
     assert train(replace(resumed, resume_only_model=True))["global_step"] == 4
 
 
+def evaluate_as(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+    """Makes each evaluation come to the next of some losses; one too many is an error."""
+    rest = iter(losses)
+
+    def evaluate(*_: Any, **__: Any) -> EvalLoopOutput:
+        metrics = {"eval_loss": next(rest)}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=3)
+
+    monkeypatch.setattr(SftTrainer, "evaluation_loop", evaluate)
+
+
 def test_links_name_the_best_and_the_last_checkpoint_which_rotation_keeps(
     model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    metrics = iter([3.0, 1.0, 2.0, 2.5, 2.2, 2.1])
     seen = []
-
-    def evaluate(self: Any, *arguments: Any, **named: Any) -> dict[str, float]:
-        return {"eval_loss": next(metrics)}
+    evaluate_as(monkeypatch, [3.0, 1.0, 2.0, 2.5, 2.2, 2.1])
 
     def settle(self: Any, step: int, best: str | None) -> None:
         original(self, step, best)
@@ -293,7 +303,6 @@ def test_links_name_the_best_and_the_last_checkpoint_which_rotation_keeps(
 
     original = checkpoints.Checkpoints.settle
     monkeypatch.setattr(checkpoints.Checkpoints, "settle", settle)
-    monkeypatch.setattr(SftTrainer, "_evaluate", evaluate)
     validation = make_rows(tmp_path.parent / "validation.jsonl", 3)
     config = config_of(
         model,
@@ -353,8 +362,7 @@ def test_each_strategy_saves_when_it_says_and_once_at_the_end(
     losses: list[float],
     expected: list[str],
 ) -> None:
-    metrics = iter(losses)
-    monkeypatch.setattr(SftTrainer, "_evaluate", lambda *_, **__: {"eval_loss": next(metrics)})
+    evaluate_as(monkeypatch, losses)
     saves = []
     original = SftTrainer._save_checkpoint
 
