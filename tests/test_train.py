@@ -6,76 +6,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from sftcore.config import InferConfig, MergeConfig, TrainConfig
+from sftcore.config import InferConfig, MergeConfig
 from sftcore.data import BatchLoader, Encoder
 from sftcore.errors import ConfigError, RowError
 from sftcore.export import merge
 from sftcore.infer import infer
 from sftcore.train import train
-
-
-@pytest.fixture(scope="module")
-def model(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of two layers with the tokenizer and template of SmolLM2."""
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=49152,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer = shared_data / "tokenizers" / "smollm2"
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((tokenizer / name).read_bytes())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def rows(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """64 real rows of at most 200 tokens."""
-    path = shared_data / "datasets" / "gsm8k" / "train.jsonl"
-    short = [line for line in path.read_text(encoding="utf-8").splitlines() if len(line) < 450]
-    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    file.write_text("\n".join(short[:64]), encoding="utf-8")
-    return file
-
-
-def config_of(model: Path, rows: Path, output: Path, **settings: Any) -> TrainConfig:
-    given: dict[str, Any] = {
-        "model": str(model),
-        "dataset": [str(rows)],
-        "output_dir": str(output),
-        "add_version": False,
-        "tuner_type": "full",
-        "split_dataset_ratio": 0.0,
-        "num_train_epochs": 1,
-        "learning_rate": 1e-2,
-        "warmup_ratio": 0.05,
-        "logging_steps": 1,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
-    }
-    return TrainConfig(**{**given, **settings})
-
-
-def losses(result: dict[str, Any]) -> list[float]:
-    return [float(entry["loss"]) for entry in result["log_history"] if "loss" in entry]
+from training import config_of, losses
 
 
 def plain_losses(

@@ -78,7 +78,7 @@ def contents(checkpoint: Path) -> dict[str, Any]:
     found["log"] = state["log_history"]
     found["epoch"] = state["epoch"]
     manifest = json.loads((checkpoint / "checkpoint.json").read_text())
-    found["unlogged"] = (manifest["unlogged_loss"], manifest["logged_step"])
+    found["unlogged"] = {name: value for name, value in manifest.items() if "logged" in name}
     return found
 
 

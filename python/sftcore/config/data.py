@@ -42,6 +42,15 @@ class DataConfig:
     """The longest example, in tokens."""
     truncation_strategy: Literal["delete", "left", "right", "split", "raise"] = "delete"
     """What happens to longer rows: left out, cut on one side, split into several (each counted), or an error."""
+    packing: bool = False
+    """Puts several examples into one row of up to --packing_length tokens, by whole lengths and anew each epoch; no
+    example sees another. --per_device_train_batch_size counts rows then."""
+    packing_length: int | None = None
+    """The tokens of a packed row; --max_length where not given."""
+    tokens_per_batch: int | None = None
+    """In place of --per_device_train_batch_size: as many examples as give so many tokens, padding included."""
+    padding_free: bool = False
+    """Puts the examples of a micro-batch one behind the other, without padding; no example sees another."""
     train_on: str = "assistant"
     """What is trained: assistant, last (the answer to the last question), all, or roles (user,assistant)."""
     train_on_eos: Literal["turn", "last", "none"] = "turn"
@@ -85,13 +94,25 @@ class DataConfig:
             self.column_names,
         )  # a wrong one is said before anything is loaded
         check_least(self, 2, "max_length")
-        check_least(self, 1, "num_threads", "shuffle_buffer_size")
+        check_least(self, 1, "num_threads", "shuffle_buffer_size", "tokens_per_batch")
         check_share(self, "split_dataset_ratio")
         for name in ("model_name", "model_author"):
             if len(getattr(self, name)) > 2:
                 raise ConfigError(f"--{name} takes one name, or a Chinese and an English one")
+        if self.packing and self.padding_free:
+            raise ConfigError("--packing has no padding between examples: leave out --padding_free")
+        if self.packing_length is not None and self.packing_length < self.max_length:
+            raise ConfigError(
+                f"--packing_length {self.packing_length} holds no example of --max_length {self.max_length}; expected "
+                "at least as much"
+            )
+        if self.packing and self.tokens_per_batch:
+            raise ConfigError(
+                "--packing fills rows of --packing_length tokens: leave out --tokens_per_batch"
+            )
         has_mix = bool(self.mix)
         needed = {
+            "packing_length": (self.packing, "--packing true"),
             "mix_by": (has_mix, "--mix"),
             "stopping_strategy": (has_mix, "--mix"),
             "quarantine": (self.on_bad_row == "quarantine", "--on_bad_row quarantine"),

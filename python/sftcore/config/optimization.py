@@ -38,8 +38,6 @@ class OptimizationConfig:
     """How the learning rate falls after the warm-up."""
     warmup_ratio: float = 0.0
     """The share of all steps in which the learning rate rises from 0."""
-    gradient_checkpointing: bool = True
-    """Computes activations again in the backward pass: less memory, about a third more time."""
     seed: int = 42
     """Decides the initial LoRA weights, dropout and, without --data_seed, the order of the data."""
 

@@ -8,6 +8,8 @@ from typing import Any
 from sftcore.config.checkpoints import CheckpointConfig
 from sftcore.config.data import DataConfig
 from sftcore.config.evaluation import EvaluationConfig
+from sftcore.config.loss import LossConfig
+from sftcore.config.memory import MemoryConfig
 from sftcore.config.model import ModelConfig
 from sftcore.config.optimization import OptimizationConfig
 from sftcore.config.output import OutputConfig
@@ -20,6 +22,8 @@ class TrainConfig(
     OutputConfig,
     CheckpointConfig,
     EvaluationConfig,
+    MemoryConfig,
+    LossConfig,
     OptimizationConfig,
     TunerConfig,
     DataConfig,
@@ -31,12 +35,18 @@ class TrainConfig(
         self._check_data()
         self._check_tuner()
         self._check_optimization()
+        self._check_loss()
+        self._check_memory()
         self._check_evaluation()
         self._check_checkpoints()
         self._check_output()
         if self.save_strategy == "best" and not (self.val_dataset or self.split_dataset_ratio):
             raise ConfigError(
                 "--save_strategy best needs evaluation rows: pass --val_dataset or --split_dataset_ratio"
+            )
+        if self.tokens_per_batch and self.per_device_train_batch_size != 1:
+            raise ConfigError(
+                "--tokens_per_batch and --per_device_train_batch_size exclude each other"
             )
         if self.streaming and self.max_steps == -1:
             raise ConfigError("--streaming knows no end of the data; set --max_steps")
@@ -47,6 +57,11 @@ class TrainConfig(
         if self.learning_rate is not None:
             return self.learning_rate
         return 1e-4 if self.tuner_type == "lora" else 1e-5
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether weights of the model itself are trained, not an adapter beside them."""
+        return self.tuner_type in ("full", "freeze")
 
     def to_dict(self) -> dict[str, Any]:
         """All settings by name, as `--config` takes them back."""

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader
-from sftcore.models import pick_dtype
+from sftcore.train.memory import memory_arguments
 
 
 def training_arguments(
@@ -33,7 +33,6 @@ def training_arguments(
         world_size: The number of processes.
     """
     on_gpu = torch.cuda.is_available()
-    dtype = pick_dtype(config.torch_dtype)
     save_steps = config.save_steps or save_every
     arguments: dict[str, Any] = {
         "output_dir": str(run_folder),
@@ -58,8 +57,6 @@ def training_arguments(
         "metric_for_best_model": "eval_loss" if eval_loader else None,
         "greater_is_better": False,
         "seed": config.seed,
-        "bf16": on_gpu and dtype == torch.bfloat16,
-        "fp16": on_gpu and dtype == torch.float16,
         "use_cpu": not on_gpu,
         "disable_tqdm": True,
         "report_to": "none",
@@ -69,10 +66,5 @@ def training_arguments(
         # the loader goes on by its own state, nothing is replayed
         "ignore_data_skip": True,
     }
-    names = set(TrainingArguments.__dataclass_fields__)
-    # Transformers 6 drops the first pair of names
-    prefix = "activation" if "activation_checkpointing" in names else "gradient"
-    arguments[f"{prefix}_checkpointing"] = config.gradient_checkpointing
-    if config.gradient_checkpointing:
-        arguments[f"{prefix}_checkpointing_kwargs"] = {"use_reentrant": False}
+    arguments |= memory_arguments(config)
     return TrainingArguments(**arguments)

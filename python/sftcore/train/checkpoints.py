@@ -50,6 +50,7 @@ class Manifest:
         files: Each other file to its size in bytes.
         unlogged_loss: The sum of the losses of the steps since the last log.
         logged_step: The step of that log.
+        unlogged_tally: What else is logged of these steps, as in `Tally.sums`; None where it is nothing.
         evaluation_due: Whether a signal kept the evaluation of its step from being made.
     """
 
@@ -61,6 +62,7 @@ class Manifest:
     files: dict[str, int]
     unlogged_loss: float
     logged_step: int
+    unlogged_tally: list[list[float]] | None
     evaluation_due: bool
 
 
@@ -205,7 +207,7 @@ def save_checkpoint(trainer: SftTrainer, save: Callable[[], None]) -> None:
     """
     state, checkpoints = trainer.state, trainer.checkpoints
     step = state.global_step
-    unlogged = _unlogged_loss(trainer)
+    unlogged = _unlogged(trainer)
     with checkpoints.writing(step, lambda: _num_bytes(trainer)) as folder:
         trainer.saves_into = str(folder.parent)
         try:
@@ -225,7 +227,7 @@ def save_checkpoint(trainer: SftTrainer, save: Callable[[], None]) -> None:
     checkpoints.settle(step, state.best_model_checkpoint)
 
 
-def _write_manifest(trainer: SftTrainer, folder: Path, unlogged: tuple[float, int]) -> None:
+def _write_manifest(trainer: SftTrainer, folder: Path, unlogged: dict[str, Any]) -> None:
     files = {
         str(path.relative_to(folder)): path.stat().st_size
         for path in sorted(folder.rglob("*"))
@@ -239,19 +241,21 @@ def _write_manifest(trainer: SftTrainer, folder: Path, unlogged: tuple[float, in
         world_size=trainer.args.world_size,
         versions={name: importlib.metadata.version(name) for name in names},
         files=files,
-        unlogged_loss=unlogged[0],
-        logged_step=unlogged[1],
         evaluation_due=trainer.stopping.evaluation_due,
+        **unlogged,
     )
     text = json.dumps(asdict(manifest), indent=2)
     (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
 
 
-def _unlogged_loss(trainer: SftTrainer) -> tuple[float, int]:
-    loss = trainer._tr_loss
-    if trainer.args.world_size > 1:
-        loss = trainer.accelerator.reduce(loss, "mean")
-    return float(loss), int(trainer._globalstep_last_logged)
+def _unlogged(trainer: SftTrainer) -> dict[str, Any]:
+    """Returns what was counted since the last log, over all ranks."""
+    reduce, sums = trainer.accelerator.reduce, trainer.tally.sums
+    return {
+        "unlogged_loss": float(reduce(trainer._tr_loss.clone(), "mean")),
+        "logged_step": trainer._globalstep_last_logged,
+        "unlogged_tally": None if sums is None else reduce(sums.clone(), "sum").tolist(),
+    }
 
 
 def _num_bytes(trainer: SftTrainer) -> int:

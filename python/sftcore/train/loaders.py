@@ -31,6 +31,15 @@ def open_loaders(
         "num_threads": config.num_threads,
         "on_bad_row": config.on_bad_row,
         "max_bad_rows": config.max_bad_rows,
+        "return_rows": True,
+    }
+    batching: dict[str, Any] = {
+        "batch_size": config.per_device_train_batch_size,
+        "tokens_per_batch": config.tokens_per_batch,
+        "gradient_accumulation_steps": config.accumulation_steps(world_size),
+        "mode": "pack" if config.packing else "bucket",
+        "pack_length": config.packing_length,
+        "padding_free": config.padding_free,
     }
     eval_batch_size = config.per_device_eval_batch_size or config.per_device_train_batch_size
     held_out = config.split_dataset_ratio > 0 and not config.val_dataset
@@ -51,19 +60,16 @@ def open_loaders(
             find_sources(config.dataset, config),
             encoder,
             shuffle_buffer_size=config.shuffle_buffer_size,
-            batch_size=config.per_device_train_batch_size,
-            gradient_accumulation_steps=config.accumulation_steps(world_size),
             mix=config.mix or None,
             stopping_strategy=config.stopping_strategy,
             quarantine=_quarantine(config, ""),
+            **batching,
             **settings,
         )
         return stream, eval_loader
     train_loader = BatchLoader(
         find_sources(config.dataset, config),
         encoder,
-        batch_size=config.per_device_train_batch_size,
-        gradient_accumulation_steps=config.accumulation_steps(world_size),
         split="train" if held_out else "all",
         split_ratio=config.split_dataset_ratio if held_out else 0.0,
         mix=config.mix or None,
@@ -75,6 +81,7 @@ def open_loaders(
         quarantine=_quarantine(config, ""),
         hash_whole_files=config.hash_whole_files,
         progress=IndexProgress("data", is_shown=rank == 0),
+        **batching,
         **settings,
     )
     # a single row can only be trained

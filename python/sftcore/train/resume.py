@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -365,6 +366,12 @@ class GoOn(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if not self.trainer.config.resume_only_model:
             self.trainer._tr_loss.fill_(manifest.unlogged_loss)
             self.trainer._globalstep_last_logged = manifest.logged_step
+            # the sums are those of all ranks
+            if manifest.unlogged_tally and state.is_world_process_zero:
+                sums = torch.tensor(
+                    manifest.unlogged_tally, dtype=torch.float64, device=args.device
+                )
+                self.trainer.tally.sums = sums
         restore_best(self.trainer)
         evaluate_due(self.trainer, manifest)
 

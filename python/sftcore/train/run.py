@@ -13,12 +13,13 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader, Encoder, StreamLoader
 from sftcore.data.run import save_data
-from sftcore.errors import ConfigError, SftcoreError
-from sftcore.models import load_model, quieten, resolve_model
+from sftcore.errors import SftcoreError
+from sftcore.models import quieten, resolve_model
 from sftcore.train.arguments import training_arguments
 from sftcore.train.ledger import WriteLedger
 from sftcore.train.loaders import describe_data, open_loaders, say
 from sftcore.train.log import WriteLog
+from sftcore.train.open import open_model, padded
 from sftcore.train.output import make_run_folder, write_args
 from sftcore.train.progress import ShowProgress
 from sftcore.train.resume import (
@@ -32,7 +33,6 @@ from sftcore.train.resume import (
 from sftcore.train.schedule import EvaluateAtEnd, FollowEpochs
 from sftcore.train.stopping import StopOnSignal
 from sftcore.train.trainer import SftTrainer
-from sftcore.tuners import apply_tuner, count_parameters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +72,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     train_loader, eval_loader = open_loaders(config, encoder, world_size)
     say(describe_data(train_loader, eval_loader))
     set_seed(config.seed)
-    model = _open_model(config, folder)
+    opened = open_model(config, folder)
+    model, method = opened.model, opened.method
+    if opened.padding_reason:
+        config = padded(config)
+        train_loader, eval_loader = open_loaders(config, encoder, world_size)
+    for line in opened.lines:
+        say(line)
     steps = _count_steps(config, train_loader)
     if resume and resume.manifest:
         state = read_loader_state(resume.checkpoint)
@@ -98,6 +104,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         train_loader=train_loader,
         eval_loader=eval_loader,
         config=config,
+        method=method,
         stopping=stopping,
         resume=resume,
         callbacks=[
@@ -168,19 +175,6 @@ def _open_encoder(config: TrainConfig, folder: Path) -> Encoder:
     return encoder
 
 
-def _open_model(config: TrainConfig, folder: Path) -> Any:
-    base = load_model(folder, torch_dtype=config.torch_dtype, attn_impl=config.attn_impl)
-    limit = getattr(base.config, "max_position_embeddings", None)
-    if limit is not None and config.max_length > limit:
-        raise ConfigError(
-            f"--max_length {config.max_length} is out of range: {config.model} has {limit} positions"
-        )
-    model = apply_tuner(base, config)
-    total, trained, _ = count_parameters(model)
-    say(f"model: {config.model}, {total:,} parameters, {trained:,} trained ({trained / total:.2%})")
-    return model
-
-
 def _count_steps(config: TrainConfig, loader: BatchLoader | StreamLoader) -> Steps:
     if not isinstance(loader, BatchLoader):
         return Steps(total=config.max_steps, per_epoch=None, trained_tokens=None)
@@ -193,10 +187,18 @@ def _count_steps(config: TrainConfig, loader: BatchLoader | StreamLoader) -> Ste
 
 
 def _describe_steps(config: TrainConfig, steps: Steps, world_size: int, run_folder: Path) -> str:
-    examples = config.accumulation_steps(world_size) * config.per_device_train_batch_size
+    micro_batches = config.accumulation_steps(world_size) * world_size
+    size = f"{micro_batches * config.per_device_train_batch_size} examples"
+    if config.packing:
+        size = (
+            f"{micro_batches * config.per_device_train_batch_size} packs of up to "
+            f"{config.packing_length or config.max_length} tokens"
+        )
+    elif config.tokens_per_batch:
+        size = f"up to {micro_batches * config.tokens_per_batch:,} tokens"
     an_epoch = f", {steps.per_epoch} an epoch" if steps.per_epoch else ""
     return (
-        f"steps: {steps.total} of {examples * world_size} examples{an_epoch}; learning rate "
+        f"steps: {steps.total} of {size}{an_epoch}; learning rate "
         f"{config.effective_learning_rate:g}; output: {run_folder}"
     )
 

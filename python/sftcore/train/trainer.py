@@ -9,7 +9,6 @@ and the evaluation loss is the mean over the trained tokens of the whole evaluat
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import shutil
 from collections.abc import Iterator
@@ -24,11 +23,13 @@ from transformers.trainer_utils import EvalLoopOutput
 from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader, StreamLoader
 from sftcore.data.run import LEDGER_FILE, save_tokenizer
-from sftcore.errors import ConfigError
+from sftcore.models.checkpointing import activations_of
 from sftcore.train.checkpoints import LOADER_STATE, Checkpoints, save_checkpoint
+from sftcore.train.method import LossMethod
 from sftcore.train.output import write_args
 from sftcore.train.resume import Resume, fitting, restore_optimizer
 from sftcore.train.stopping import LeaveEvaluation, StopOnSignal
+from sftcore.train.tally import Tally
 
 
 class _Stream(IterableDataset[dict[str, torch.Tensor]]):
@@ -54,6 +55,7 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         train_loader: BatchLoader | StreamLoader,
         eval_loader: BatchLoader | None,
         config: TrainConfig,
+        method: LossMethod,
         stopping: StopOnSignal,
         resume: Resume | None = None,
         **arguments: Any,
@@ -61,18 +63,13 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         self.train_loader = train_loader
         self.eval_loader = eval_loader
         self.config = config
+        self.method = method
         self.stopping = stopping
         self.resume = resume
         # the temporary folder of a checkpoint that is being saved
         self.saves_into: str | None = None
         train_stream = _Stream(train_loader, endless=True)
         super().__init__(train_dataset=train_stream, eval_dataset=eval_loader and [], **arguments)
-        if not self.model_accepts_loss_kwargs:
-            raise ConfigError(
-                f"{type(self.model).__name__} does not take num_items_in_batch, so the loss of accumulated "
-                "micro-batches would not be the mean over their tokens; pass --gradient_accumulation_steps 1"
-            )
-
         self.checkpoints = Checkpoints(
             Path(self.args.output_dir),
             limit=config.save_total_limit,
@@ -80,11 +77,10 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
             is_writer=self.args.should_save,
             wait=self.accelerator.wait_for_everyone,
         )
-        # the loss below comes from the model's own loss function, which divides by num_items_in_batch
+        # the loss below divides by num_items_in_batch
         self.loss_is_scaled_for_ga = True
-        forward = self.accelerator.unwrap_model(self.model)
-        forward = getattr(forward, "get_base_model", lambda: forward)().forward
-        self.can_keep_logits = "logits_to_keep" in inspect.signature(forward).parameters
+        self.model_accepts_loss_kwargs = True
+        self.tally = Tally(train_loader)
 
     def compute_loss(
         self,
@@ -93,38 +89,29 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The model's own loss, of the columns from the first trained token on.
+        """The sum over the trained tokens of a micro-batch over their number in the whole global batch.
 
         Where tokens have weights, it is the sum of weighted losses over the number of trained tokens,
         so that a weight of 2 counts twice and does not change what other tokens count.
         """
-        weights = inputs.pop("loss_weights", None)
-        if weights is not None:
-            return self._weighted_loss(model, inputs, weights, num_items_in_batch, return_outputs)
-        if self.can_keep_logits:
-            inputs = keep_trained_columns(inputs)
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-
-    def _weighted_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        weights: torch.Tensor,
-        num_items: torch.Tensor | int | None,
-        return_outputs: bool,
-    ) -> Any:
-        labels = inputs["labels"][:, 1:]
-        rest = {name: value for name, value in inputs.items() if name != "labels"}
-        outputs = model(**rest)
-        losses = torch.nn.functional.cross_entropy(
-            outputs.logits[:, :-1].float().transpose(1, 2), labels, reduction="none"
-        )
-        count = num_items if num_items is not None else (labels != -100).sum()
-        loss = (losses * weights[:, 1:]).sum() / count
-        if num_items is not None and self.args.average_tokens_across_devices:
+        with activations_of(self.config, model.parameters):
+            losses, extra = self.method.losses(model, inputs)
+        count = num_items_in_batch if num_items_in_batch is not None else max(1, len(losses.losses))
+        loss = losses.total / count
+        if extra is not None:
+            # a loss of the model's own is a mean over the micro-batch
+            loss = loss + extra / self.current_gradient_accumulation_steps
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # the count is that of all ranks, and gradients are averaged over them
             loss = loss * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
+        self.tally.add(inputs, losses)
+        return (loss, losses) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the accuracy of trained tokens and, where there are several data sets, the loss of each."""
+        if "loss" in logs:
+            logs |= self.tally.take(self.accelerator.reduce)
+        super().log(logs, start_time)
 
     def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """The micro-batches of this rank, epoch after epoch."""
@@ -157,19 +144,14 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
             for batch in dataloader:
                 inputs = self._prepare_inputs(batch)
                 inputs.pop("loss_weights", None)
-                labels = inputs["labels"][:, 1:]
-                trained = labels != -100
-                if not trained.any():
-                    continue
-                output = model(**inputs)
-                right = (output.logits[:, :-1].argmax(-1) == labels) & trained
-                count = trained.sum()
+                found, _ = self.method.losses(model, inputs)
+                examples = len(inputs["rows"])
                 sums += torch.stack(
                     [
-                        output.loss.double() * count,
-                        right.sum(),
-                        count,
-                        torch.tensor(len(labels)).to(count),
+                        found.losses.double().sum(),
+                        found.right.sum().double(),
+                        torch.tensor(float(len(found.losses))).to(sums),
+                        torch.tensor(float(examples)).to(sums),
                     ]
                 )
         loss, right, count, examples = self.accelerator.reduce(sums, "sum").tolist()
@@ -229,20 +211,3 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         ledger = Path(self.args.output_dir) / LEDGER_FILE
         if ledger.is_file():
             shutil.copyfile(ledger, folder / LEDGER_FILE)
-
-
-def keep_trained_columns(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Asks the model for no logits before the first trained token of the batch.
-
-    The language-model head is a large part of a small model, and prompts need none of it. The loss is the
-    same: left out are only columns in which every label is ignored.
-    """
-    labels = inputs["labels"]
-    shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-    trained = (shifted != -100).any(dim=0).nonzero()
-    first = int(trained[0]) if len(trained) else labels.shape[1] - 1
-    return {
-        **inputs,
-        "shift_labels": shifted[:, first:].contiguous(),
-        "logits_to_keep": labels.shape[1] - first,
-    }

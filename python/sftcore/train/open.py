@@ -1,0 +1,102 @@
+"""From a configuration to a model that is ready to be trained, with all that was chosen for it.
+
+What is chosen (dtype, attention kernel, loss, how batches are laid out) is tried on the very model before it is
+believed, and each choice is said in a line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sftcore.config import TrainConfig
+from sftcore.errors import ConfigError
+from sftcore.models import load_model, load_settings
+from sftcore.models.attention import choose_attention
+from sftcore.models.checkpointing import require_gpu
+from sftcore.models.dtypes import choose_dtypes
+from sftcore.train.inputs import InputKind
+from sftcore.train.method import LossMethod, choose_loss
+from sftcore.train.probe import needs_mask, why_not_packed
+from sftcore.tuners import apply_tuner, count_parameters
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opened:
+    """A model to train.
+
+    Attributes:
+        model: With the tuner put on.
+        method: How its losses are computed.
+        padding_reason: Why examples cannot share a row although the settings ask for it; None where they can.
+        lines: What was chosen, for people.
+    """
+
+    model: Any
+    method: LossMethod
+    padding_reason: str | None
+    lines: list[str]
+
+
+def open_model(config: TrainConfig, folder: Path) -> Opened:
+    """Loads a model as `config` says.
+
+    Raises:
+        ConfigError: A setting does not fit the model or the machine.
+    """
+    require_gpu(config)
+    settings = load_settings(folder, trust_remote_code=config.trust_remote_code)
+    _check_length(config, settings)
+    dtypes = choose_dtypes(config.torch_dtype, trains_weights=config.trains_weights)
+    attention = choose_attention(config.attn_impl, settings, dtypes.compute, training=True)
+    name = str(dtypes.weights).removeprefix("torch.")
+    base = load_model(
+        folder,
+        torch_dtype=name,
+        attn_impl=attention.name,
+        trust_remote_code=config.trust_remote_code,
+    )
+    # a cache is of no use in training, and with one packed rows are taken for single sequences
+    base.config.use_cache = False
+    if torch.cuda.is_available():
+        base.to("cuda")
+    lines = [f"attention: {attention.name} ({attention.reason})"]
+    kind = InputKind(needs_mask=needs_mask(base), is_flash=attention.is_flash)
+    shares_rows = config.packing or config.padding_free
+    padding_reason = why_not_packed(base, kind) if shares_rows else None
+    if padding_reason:
+        lines.append(
+            f"warning: examples do not share rows, as {padding_reason}; they are padded instead, in buckets of like "
+            "length"
+        )
+    model = apply_tuner(base, config)
+    total, trained, _ = count_parameters(model)
+    lines.append(
+        f"model: {config.model}, {total:,} parameters in {name}, {trained:,} trained ({trained / total:.2%})"
+    )
+    method = choose_loss(config, model, kind)
+    if method.reason and config.loss_impl == "auto":
+        lines.append(f"loss: the logits of whole batches are computed, as {method.reason}")
+    if dtypes.warning:
+        lines.append(f"warning: {dtypes.warning}")
+    return Opened(model=model, method=method, padding_reason=padding_reason, lines=lines)
+
+
+def padded(config: TrainConfig) -> TrainConfig:
+    """Returns the settings with padding in place of packs; a micro-batch has as many tokens as before."""
+    without = replace(config, packing=False, packing_length=None, padding_free=False)
+    if not config.packing:
+        return without
+    tokens = (config.packing_length or config.max_length) * config.per_device_train_batch_size
+    return replace(without, tokens_per_batch=tokens, per_device_train_batch_size=1)
+
+
+def _check_length(config: TrainConfig, settings: Any) -> None:
+    limit = getattr(settings, "max_position_embeddings", None)
+    if limit is not None and config.max_length > limit:
+        raise ConfigError(
+            f"--max_length {config.max_length} is out of range: {config.model} has {limit} positions"
+        )
