@@ -24,6 +24,7 @@ from sftcore.train.output import make_run_folder, write_args
 from sftcore.train.progress import ShowProgress
 from sftcore.train.schedule import EvaluateAtEnd
 from sftcore.train.trainer import SftTrainer, read_loader_state
+from sftcore.tuners import tuner_callbacks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +69,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     for line in opened.lines:
         say(line)
     steps = _count_steps(config, train_loader)
+    of_tuner = tuner_callbacks(model, config, steps.total)
     run_folder = make_run_folder(config)
     write_args(run_folder, config)
     if isinstance(train_loader, BatchLoader) and os.environ.get("RANK", "0") == "0":
@@ -94,6 +96,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             WriteLedger(train_loader, run_folder),
             WriteLog(run_folder),
             progress,
+            *of_tuner,
         ],
     )
     trainer.remove_callback(PrinterCallback)

@@ -26,6 +26,7 @@ from sftcore.errors import ConfigError
 from sftcore.train.method import LossMethod
 from sftcore.train.output import write_args
 from sftcore.train.tally import Tally
+from sftcore.tuners import set_learning_rates, tuner_loss, tuner_numbers
 
 LOADER_STATE = "loader_state.json"
 
@@ -88,13 +89,22 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # the count is that of all ranks, and gradients are averaged over them
             loss = loss * self.accelerator.num_processes
+        added = tuner_loss(self.model)
+        if added is not None:
+            loss = loss + added / self.current_gradient_accumulation_steps
         self.tally.add(inputs, losses)
         return (loss, losses) if return_outputs else loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Gives parameters of a tuner their own learning rates."""
+        optimizer = super().create_optimizer(model)
+        set_learning_rates(optimizer, self.model, self.config)
+        return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the accuracy of trained tokens and, where there are several data sets, the loss of each."""
         if "loss" in logs:
-            logs |= self.tally.take(self.accelerator.reduce)
+            logs |= self.tally.take(self.accelerator.reduce) | tuner_numbers(self.model)
         super().log(logs, start_time)
 
     def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
