@@ -81,7 +81,7 @@ class TunerConfig:
     """AdaLoRA: steps before ranks begin to fall."""
     adalora_tfinal: int = 0
     """AdaLoRA: steps at the end in which ranks stay as they are."""
-    adalora_deltaT: int = 1
+    adalora_deltaT: int = 1  # noqa: N815  users know it so
     """AdaLoRA: steps between two allocations of ranks."""
     adalora_beta1: float = 0.85
     """AdaLoRA: the decay of the mean of sensitivities."""

@@ -95,7 +95,7 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         self.tally.add(inputs, losses)
         return (loss, losses) if return_outputs else loss
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> Any:
         """Gives parameters of a tuner their own learning rates."""
         optimizer = super().create_optimizer(model)
         set_learning_rates(optimizer, self.model, self.config)

@@ -6,10 +6,7 @@ callbacks of `tuner_callbacks`.
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
-from transformers import TrainerCallback
+from typing import TYPE_CHECKING, Any
 
 from sftcore.config import TrainConfig
 from sftcore.errors import ConfigError
@@ -18,6 +15,10 @@ from sftcore.tuners.adalora import AdaLoraModel, AllocateRanks
 from sftcore.tuners.adapters import add_adapter
 from sftcore.tuners.freeze import train_weights
 from sftcore.tuners.sora import ShrinkGates, SoraModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import TrainerCallback
 
 
 def apply_tuner(model: Any, config: TrainConfig) -> Any:

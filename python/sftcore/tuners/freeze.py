@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from sftcore.config import TrainConfig
 from sftcore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def train_weights(model: nn.Module, config: TrainConfig) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
-from torch.optim import Optimizer
+from typing import TYPE_CHECKING, Any
 
 from sftcore.config import TrainConfig
 from sftcore.tuners.sora import SoraModel
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
 
 _GATES_FACTOR = 100.0
 
@@ -16,8 +17,8 @@ _GATES_FACTOR = 100.0
 def learning_rate_factors(model: nn.Module, config: TrainConfig) -> dict[str, float]:
     """Returns what the learning rate of a parameter is multiplied by, where that is not 1.
 
-    LoRA+ trains B faster than A (Hayou et al. 2024, arXiv:2402.12354). The gates of SoRA move by about 1 in a run, other
-    parameters by much less.
+    LoRA+ trains B faster than A (Hayou et al. 2024, arXiv:2402.12354). The gates of SoRA move by about 1 in a run,
+    other parameters by much less.
 
     Args:
         model: The model with its tuner.

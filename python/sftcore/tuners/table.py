@@ -6,12 +6,15 @@ import io
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(kw_only=True, slots=True)
@@ -72,10 +75,8 @@ def _trained(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
 
 
 def _shape(owner: nn.Module, parameter: nn.Parameter) -> str:
-    if isinstance(owner, BaseTunerLayer):
-        weight = owner.get_base_layer().weight
-    else:
-        weight = getattr(owner, "weight", parameter)
+    home = owner.get_base_layer() if isinstance(owner, BaseTunerLayer) else owner
+    weight = getattr(home, "weight", parameter)
     quantized = getattr(weight, "quant_state", None)
     shape = weight.shape if quantized is None else quantized.shape
     return " x ".join(map(str, shape))

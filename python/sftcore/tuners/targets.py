@@ -75,7 +75,7 @@ def find_targets(model: Any, config: TrainConfig) -> Targets:
             elif name in ALL_LINEAR:
                 adapted.update(found for found in linear if found != head)
             else:
-                adapted.update(_one(model, config, "target_modules", name, modules, linear))
+                adapted.update(_one(model, name, modules, linear))
     for name in config.modules_to_save:
         if name in _NORMS:
             saved.update(norms)
@@ -126,14 +126,7 @@ def short_names(chosen: Iterable[str], modules: Iterable[str]) -> list[str]:
     return sorted(last) if set(meant) == set(chosen) else chosen
 
 
-def _one(
-    model: Any,
-    config: TrainConfig,
-    setting: str,
-    name: str,
-    modules: dict[str, nn.Module],
-    linear: list[str],
-) -> list[str]:
+def _one(model: Any, name: str, modules: dict[str, nn.Module], linear: list[str]) -> list[str]:
     if name in _EMBEDDING:
         return [str(_name_of(modules, model.get_input_embeddings()))]
     if name in _DEFAULT:
@@ -146,7 +139,7 @@ def _one(
             )
         return [found for found in linear if found.rsplit(".", 1)[-1] in defaults]
     embeddings = [found for found, child in modules.items() if isinstance(child, nn.Embedding)]
-    return _named(setting, name, modules, [*linear, *embeddings])
+    return _named("target_modules", name, modules, [*linear, *embeddings])
 
 
 def _named(setting: str, name: str, modules: dict[str, nn.Module], able: list[str]) -> list[str]:
