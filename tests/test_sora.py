@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 from safetensors.torch import load_file
+
 from sftcore.config import MergeConfig, TrainConfig
 from sftcore.errors import ConfigError
 from sftcore.export import merge

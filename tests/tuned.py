@@ -8,9 +8,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import Tensor
+
 from sftcore.config import TrainConfig
 from sftcore.train import run, train
-from torch import Tensor
 
 IDS = torch.arange(100, 148)[None]
 
