@@ -80,7 +80,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "freeze-ratio": (
         {
             "tuner_type": "freeze",
-            "freeze_parameters_ratio": 0.995,
+            "freeze_parameters_ratio": 0.9945,
             "freeze_parameters_regex": "mlp",
         },
         r"layers\.1\.(self_attn|input|post)|^model\.norm",
@@ -236,6 +236,11 @@ def test_the_table_counts_what_is_trained(model: Path, rows: Path, tmp_path: Pat
         ({"exclude_modules": ["all"]}, "--exclude_modules all names no module"),
         ({"layers_to_transform": [2]}, "--layers_to_transform 2 is out of range"),
         ({"exclude_modules": ["mlp", "q_proj"], "target_modules": ["q_proj"]}, "leaves no module"),
+        ({"exclude_modules": ["norm"]}, "--exclude_modules norm has no effect"),
+        (
+            {"target_modules": ["EMBEDDING"], "init_weights": "olora"},
+            "starts no adapter on the embedding",
+        ),
         ({"lora_bias": "all"}, "--lora_bias all has no effect"),
         (
             {"tuner_type": "sora", "target_modules": ["EMBEDDING"]},
@@ -340,6 +345,21 @@ def test_an_adapter_is_trained_beside_quantized_weights(
     base = load_quantized(model, config)
     plain = peft.PeftModel.from_pretrained(base, tuned.checkpoint)
     torch.testing.assert_close(logits_of(plain), logits_of(tuned.model), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="needs the package bitsandbytes"
+)
+def test_loftq_starts_nearer_to_the_original_weights(
+    model: Path, rows: Path, tmp_path: Path
+) -> None:
+    expected = logits_of(load(model))
+    distances = []
+    for start in ("true", "loftq"):
+        config = settings_of(model, rows, tmp_path, quant_method="bnb", init_weights=start)
+        tuned = apply_tuner(load_quantized(model, config), config)
+        distances.append(float((logits_of(tuned) - expected).norm()))
+    assert distances[1] < 0.9 * distances[0]
 
 
 def load_quantized(model: Path, config: TrainConfig) -> Any:

@@ -16,6 +16,7 @@ from sftcore.config import TrainConfig
 from sftcore.config.tuner import LOW_RANK
 from sftcore.errors import ConfigError
 from sftcore.tuners.adalora import AdaLoraModel
+from sftcore.tuners.loftq import start_from_quantized
 from sftcore.tuners.residual import ResidualModel
 from sftcore.tuners.sora import SoraModel
 from sftcore.tuners.targets import Targets, find_targets, short_names
@@ -49,7 +50,7 @@ def add_adapter(model: Any, config: TrainConfig) -> Any:
             f"--tuner_type {config.tuner_type} does not fit this model: {error}"
         ) from error
     if config.init_weights == "loftq":
-        _start_from_quantized(tuned, folder)
+        start_from_quantized(tuned, folder)
     if config.lora_dtype:
         for parameter in tuned.parameters():
             if parameter.requires_grad:
@@ -163,13 +164,3 @@ def _low_rank(model: Any, config: TrainConfig, targets: Targets, shared: dict[st
         use_dora=config.use_dora,
         init_lora_weights=start,
     )
-
-
-def _start_from_quantized(model: Any, folder: str) -> None:
-    """Sets a LoRA so that the quantized weights with it are nearest to the original ones."""
-    try:
-        peft.replace_lora_weights_loftq(model, model_path=folder)
-    except (ValueError, OSError) as error:
-        raise ConfigError(
-            f"--init_weights loftq cannot read the original weights of {folder}: {error}"
-        ) from error

@@ -84,10 +84,16 @@ def find_targets(model: Any, config: TrainConfig) -> Targets:
         else:
             saved.update(_named("modules_to_save", name, modules, list(modules)))
     for name in config.exclude_modules:
-        adapted.difference_update(_named("exclude_modules", name, modules, list(modules)))
+        found = _named("exclude_modules", name, modules, list(modules))
+        excluded = {other for other in adapted if _is_in(other, found)}
+        if not excluded:
+            raise ConfigError(
+                f"--exclude_modules {name} has no effect: nothing in it would get an adapter"
+            )
+        adapted -= excluded
     if config.layers_to_transform:
         adapted = _in_layers(adapted, config.layers_to_transform)
-    adapted -= saved
+    adapted = {name for name in adapted if not _is_in(name, saved)}
     if not adapted:
         raise ConfigError(
             "--target_modules leaves no module to put an adapter on; leave out --exclude_modules or "
@@ -122,7 +128,8 @@ def short_names(chosen: Iterable[str], modules: Iterable[str]) -> list[str]:
     """
     chosen = list(chosen)
     last = {name.rsplit(".", 1)[-1] for name in chosen}
-    meant = [name for name in modules if name.rsplit(".", 1)[-1] in last]
+    # PEFT takes modules to save by the ends of names, also in the midst of a part
+    meant = [name for name in modules if name.endswith(tuple(last))]
     return sorted(last) if set(meant) == set(chosen) else chosen
 
 
@@ -150,6 +157,10 @@ def _named(setting: str, name: str, modules: dict[str, nn.Module], able: list[st
     fault = "is no linear layer or embedding" if fits else "names no module"
     kinds = _kinds(able if len(able) < len(modules) else _with_weights(modules))
     raise ConfigError(f"--{setting} {name} {fault} of this model; expected some of {kinds}")
+
+
+def _is_in(name: str, modules: Iterable[str]) -> bool:
+    return any(name == other or name.startswith(f"{other}.") for other in modules)
 
 
 def _with_weights(modules: dict[str, nn.Module]) -> list[str]:
@@ -181,4 +192,9 @@ def _check_embedding(config: TrainConfig, modules: dict[str, nn.Module], adapted
         raise ConfigError(
             f"--tuner_type {config.tuner_type} puts no adapter on the embedding {embeddings[0]}; --modules_to_save "
             "EMBEDDING trains it whole"
+        )
+    if embeddings and config.changes_base:
+        raise ConfigError(
+            f"--init_weights {config.init_weights} starts no adapter on the embedding {embeddings[0]}; "
+            "--modules_to_save EMBEDDING trains it whole"
         )
