@@ -88,7 +88,10 @@ def _settings(model: Any, config: TrainConfig, targets: Targets) -> Any:
             model.config.model_type, []
         )
         inner = [name for name in targets.adapted if name.rsplit(".", 1)[-1] in outputs]
-        return peft.IA3Config(**shared, feedforward_modules=short_names(inner, names))
+        # PEFT wants the same names in both
+        is_short = shared["target_modules"] != list(targets.adapted)
+        feedforward = short_names(inner, names) if is_short else inner
+        return peft.IA3Config(**shared, feedforward_modules=feedforward)
     if tuner == "vera":
         return peft.VeraConfig(
             **shared,
