@@ -97,8 +97,10 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Gives parameters of a tuner their own learning rates."""
+        is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        set_learning_rates(optimizer, self.model, self.config)
+        if is_new:
+            set_learning_rates(optimizer, self.model, self.config)
         return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -52,6 +52,8 @@ def set_learning_rates(optimizer: Optimizer, model: nn.Module, config: TrainConf
     Groups are split where their parameters differ; those that keep their learning rate stay first.
     """
     factors, undecayed = learning_rate_factors(model, config), undecayed_parameters(model)
+    if not factors and not undecayed:
+        return
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
