@@ -13,7 +13,7 @@ class OptimizationConfig:
     """Optimization. How weights are updated."""
 
     learning_rate: float | None = None
-    """The highest learning rate; 1e-4 for lora and 1e-5 for full where not given."""
+    """The highest learning rate; 1e-4 for adapters and 1e-5 for full where not given."""
     per_device_train_batch_size: int = 1
     """Examples of a micro-batch."""
     gradient_accumulation_steps: int | None = None

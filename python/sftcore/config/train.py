@@ -13,6 +13,7 @@ from sftcore.config.memory import MemoryConfig
 from sftcore.config.model import ModelConfig
 from sftcore.config.optimization import OptimizationConfig
 from sftcore.config.output import OutputConfig
+from sftcore.config.quantization import QuantizationConfig
 from sftcore.config.tuner import TunerConfig
 from sftcore.errors import ConfigError
 
@@ -25,6 +26,7 @@ class TrainConfig(
     MemoryConfig,
     LossConfig,
     OptimizationConfig,
+    QuantizationConfig,
     TunerConfig,
     DataConfig,
     ModelConfig,
@@ -34,6 +36,7 @@ class TrainConfig(
     def __post_init__(self) -> None:
         self._check_data()
         self._check_tuner()
+        self._check_quantization(self)
         self._check_optimization()
         self._check_loss()
         self._check_memory()
@@ -56,12 +59,7 @@ class TrainConfig(
         """The learning rate, also where none is given."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return 1e-4 if self.tuner_type == "lora" else 1e-5
-
-    @property
-    def trains_weights(self) -> bool:
-        """Whether weights of the model itself are trained, not an adapter beside them."""
-        return self.tuner_type in ("full", "freeze")
+        return 1e-5 if self.trains_weights else 1e-4
 
     def to_dict(self) -> dict[str, Any]:
         """All settings by name, as `--config` takes them back."""

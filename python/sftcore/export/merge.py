@@ -1,4 +1,4 @@
-"""`merge`: a LoRA checkpoint into its base weights, as a folder that plain Transformers loads."""
+"""`merge`: an adapter into its base weights, as a folder that plain Transformers loads."""
 
 from __future__ import annotations
 

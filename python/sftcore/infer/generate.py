@@ -21,7 +21,7 @@ Message = dict[str, Any]
 
 
 def base_of(adapters: Path, given: str | None) -> Path:
-    """Returns the folder of the model that a LoRA checkpoint was trained on.
+    """Returns the folder of the model that an adapter was trained on.
 
     Raises:
         ConfigError: The checkpoint is none, or its base model is not here.
@@ -29,7 +29,8 @@ def base_of(adapters: Path, given: str | None) -> Path:
     path = adapters / "adapter_config.json"
     if not path.is_file():
         raise ConfigError(
-            f"--adapters {adapters} has no adapter_config.json; expected a checkpoint-N folder of a LoRA run"
+            f"--adapters {adapters} has no adapter_config.json; expected a checkpoint-N folder of a run with an "
+            "adapter; one of whole weights is a model by itself, for --model"
         )
     named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
     if given is None and named and Path(named).is_dir():

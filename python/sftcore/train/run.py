@@ -33,6 +33,7 @@ from sftcore.train.resume import (
 from sftcore.train.schedule import EvaluateAtEnd, FollowEpochs
 from sftcore.train.stopping import StopOnSignal
 from sftcore.train.trainer import SftTrainer
+from sftcore.tuners import tuner_callbacks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +81,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     for line in opened.lines:
         say(line)
     steps = _count_steps(config, train_loader)
+    of_tuner = tuner_callbacks(model, config, steps.total)
     if resume and resume.manifest:
         state = read_loader_state(resume.checkpoint)
         train_loader.load_state_dict(state, allow_data_change=config.allow_data_change)
@@ -114,6 +116,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             WriteLog(run_folder),
             progress,
             stopping,
+            *of_tuner,
         ],
     )
     trainer.remove_callback(PrinterCallback)

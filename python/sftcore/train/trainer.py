@@ -30,6 +30,7 @@ from sftcore.train.output import write_args
 from sftcore.train.resume import Resume, fitting, restore_optimizer
 from sftcore.train.stopping import LeaveEvaluation, StopOnSignal
 from sftcore.train.tally import Tally
+from sftcore.tuners import set_learning_rates, tuner_loss, tuner_numbers
 
 
 class _Stream(IterableDataset[dict[str, torch.Tensor]]):
@@ -104,13 +105,24 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # the count is that of all ranks, and gradients are averaged over them
             loss = loss * self.accelerator.num_processes
+        added = tuner_loss(self.model)
+        if added is not None:
+            loss = loss + added / self.current_gradient_accumulation_steps
         self.tally.add(inputs, losses)
         return (loss, losses) if return_outputs else loss
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Gives parameters of a tuner their own learning rates."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new:
+            set_learning_rates(optimizer, self.model, self.config)
+        return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the accuracy of trained tokens and, where there are several data sets, the loss of each."""
         if "loss" in logs:
-            logs |= self.tally.take(self.accelerator.reduce)
+            logs |= self.tally.take(self.accelerator.reduce) | tuner_numbers(self.model)
         super().log(logs, start_time)
 
     def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
