@@ -16,6 +16,8 @@ from sftcore.data.run import save_data
 from sftcore.errors import SftcoreError
 from sftcore.models import quieten, resolve_model
 from sftcore.train.arguments import training_arguments
+from sftcore.train.best import check_evaluation, copy_best, meeting_note
+from sftcore.train.early_stopping import ScheduleEvaluation, StopEarly
 from sftcore.train.ledger import WriteLedger, continue_ledger
 from sftcore.train.loaders import describe_data, open_loaders, say
 from sftcore.train.log import WriteLog
@@ -45,8 +47,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """Trains as `config` says.
 
     Returns:
-        `best_model_checkpoint`, `last_model_checkpoint`, `best_metric` (the lowest evaluation loss,
-        None without evaluation), `global_step`, `log_history`, `output_dir`, `data` (the report of the
+        `best_model_checkpoint`, `last_model_checkpoint`, `best_metric` (that of
+        `best_model_checkpoint`, None without evaluation), `global_step`, `log_history`, `output_dir`, `data` (the report of the
         loader).
 
     Raises:
@@ -67,6 +69,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         train_loader, eval_loader = open_loaders(config, encoder, world_size)
     for line in opened.lines:
         say(line)
+    check_evaluation(config, eval_loader)
     steps = _count_steps(config, train_loader)
     run_folder = make_run_folder(config)
     write_args(run_folder, config)
@@ -81,6 +84,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             f"asked for {world_size} processes, but Transformers runs {arguments.world_size}"
         )
     say(_describe_steps(config, steps, world_size, run_folder))
+    if eval_loader and (note := meeting_note(config, int(arguments.save_steps), steps.total)):
+        say(note)
     progress = ShowProgress(lines=config.disable_tqdm, trained_tokens_per_step=steps.trained_tokens)
     trainer = SftTrainer(
         model=model,
@@ -90,10 +95,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
         config=config,
         method=method,
         callbacks=[
+            ScheduleEvaluation(train_loader),
             EvaluateAtEnd(evaluate=eval_loader is not None),
             WriteLedger(train_loader, run_folder),
             WriteLog(run_folder),
             progress,
+            *_early_stopping(config),
         ],
     )
     trainer.remove_callback(PrinterCallback)
@@ -109,6 +116,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     finally:
         progress.stop()
     result = _result(trainer, run_folder, train_loader)
+    if config.load_best_model_at_end and trainer.is_world_process_zero():
+        copy_best(Path(result["best_model_checkpoint"]), run_folder)
     say(f"best checkpoint: {result['best_model_checkpoint']}; curves: {run_folder / 'images'}")
     return result
 
@@ -131,6 +140,13 @@ def _open_encoder(config: TrainConfig, folder: Path) -> Encoder:
     if encoder.tokenizer_engine_reason:
         say(f"tokenizer: the reference engine, as {encoder.tokenizer_engine_reason}")
     return encoder
+
+
+def _early_stopping(config: TrainConfig) -> list[StopEarly]:
+    if config.early_stop_interval is None:
+        return []
+    threshold = config.early_stopping_threshold
+    return [StopEarly(interval=config.early_stop_interval, threshold=threshold)]
 
 
 def _count_steps(config: TrainConfig, loader: BatchLoader | StreamLoader) -> Steps:
