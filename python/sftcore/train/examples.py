@@ -19,7 +19,7 @@ def single_examples(batch: dict[str, Any]) -> Iterator[tuple[int, dict[str, Tens
     Args:
         batch: A batch of a loader with `rows`: padded, packed or free of padding.
     """
-    names = [name for name in ("input_ids", "labels", "loss_weights") if name in batch]
+    names: list[str] = [name for name in ("input_ids", "labels", "loss_weights") if name in batch]
     width = batch["input_ids"].shape[1]
     borders = batch.get("cu_seqlens")
     if borders is None:

@@ -225,13 +225,14 @@ class FiniteGuard:
         found = [culprit for part, is_alone in of_ranks if is_alone == alone for culprit in part]
         what = "the loss" if in_losses else "the norm of the gradients"
         which = sorted({culprit.micro_batch for culprit in found})
+        weights = _non_finite_weights(model)
         event = {
             "step": step,
             "what": what,
             "micro_batches": which,
             "num_micro_batches": len(wrong),
             "each_alone": alone,
-            "weights": _non_finite_weights(model),
+            "weights": weights,
             "rows": [culprit.to_json() for culprit in found],
         }
         self._events = [*self._events, event][:_MAX_KEPT]
@@ -241,8 +242,8 @@ class FiniteGuard:
             path.write_text(json.dumps(values, ensure_ascii=False, indent=2), encoding="utf-8")
         cause = "caused by" if alone else "no row causes it alone; it had"
         text = f"step {step}: {what} is not finite, {cause} {first(found)}"
-        if event["weights"]:
-            text += f"; weights that are not finite: {', '.join(event['weights'])}"
+        if weights:
+            text += f"; weights that are not finite: {', '.join(weights)}"
         if not self.skips:
             raise NonFiniteError(
                 f"{text}; see {path}, look at these rows, lower --learning_rate, or pass --on_non_finite skip to leave "
@@ -254,7 +255,7 @@ class FiniteGuard:
     def _culprits(
         self, model: Any, wrong: list[bool], *, in_losses: bool
     ) -> tuple[list[Culprit], bool]:
-        """Returns the rows of this rank that are not finite for themselves, and True; else all that may be, and False."""
+        """Returns the rows of this rank that are at fault for themselves, and True; else all that may be."""
         chosen = [
             (number, batch)
             for number, batch in enumerate(self._batches)

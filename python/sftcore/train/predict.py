@@ -179,10 +179,10 @@ class Predictor:
         lines = []
         for sample, answer in zip(self.samples, answers, strict=True):
             given = {} if sample.reference is None else {"reference": sample.reference}
-            lines.append(
-                {"step": step, "prompt": self._text(sample), **given, "generation": answer}
-            )
-            say(f"step {step}, {_short(lines[-1]['prompt'], 200)}\n  → {_short(answer, 600)}")
+            prompt = self._text(sample)
+            lines.append({"step": step, "prompt": prompt, **given, "generation": answer})
+            asked = " ".join(self.encoder.decode(sample.prompt).split())
+            say(f"step {step}, … {asked[-200:]}\n  → {_short(answer, 600)}")
         # a run that goes on from a checkpoint comes to the same step again
         _write_lines(path, [line for line in before if line["step"] < step] + lines)
 

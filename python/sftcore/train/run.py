@@ -48,8 +48,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Returns:
         `best_model_checkpoint`, `last_model_checkpoint`, `best_metric` (that of
-        `best_model_checkpoint`, None without evaluation), `global_step`, `log_history`, `output_dir`, `data` (the report of the
-        loader).
+        `best_model_checkpoint`, None without evaluation), `global_step`, `log_history`, `output_dir`, `data` (the
+        report of the loader).
 
     Raises:
         SftcoreError: A setting, a row, the template or the tokenizer is wrong. Nothing is written
