@@ -125,10 +125,14 @@ class FiniteGuard:
         self._events: list[dict[str, Any]] = []
         self._batches: Sequence[dict[str, Any]] = ()
         self._losses: list[Tensor] = []
+        self._num_items = 1.0
 
-    def begin(self, batches: Sequence[dict[str, Any]]) -> None:
-        """Takes the micro-batches of the step that comes."""
+    def begin(
+        self, batches: Sequence[dict[str, Any]], num_items: Tensor | int | None
+    ) -> None:
+        """Takes the micro-batches of the step that comes, and what their losses are divided by."""
         self._batches, self._losses = batches, []
+        self._num_items = 1.0 if num_items is None else float(num_items)
         self.is_skipped = False
 
     def note(self, loss: Tensor) -> Tensor:
@@ -298,8 +302,11 @@ class FiniteGuard:
             return None
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # not backward(): the gradients of the step, and the hooks that add them over ranks, are left alone
-        gradients = torch.autograd.grad(losses.total, trained, allow_unused=True)
-        if all(bool(torch.isfinite(part).all()) for part in gradients if part is not None):
+        loss_of_step = losses.total / max(self._num_items, 1.0)
+        gradients = torch.autograd.grad(loss_of_step, trained, allow_unused=True)
+        norms = [part.float().norm() for part in gradients if part is not None]
+        # the norm overflows before its parts do
+        if bool(torch.isfinite(torch.stack(norms).norm())):
             return None
         return self._culprit(row, example, number, loss, gradient=True)
 

@@ -86,7 +86,7 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
     def get_batch_samples(self, *arguments: Any) -> Any:
         """The micro-batches of a step, which are known if their loss is not finite."""
         batches, num_items = super().get_batch_samples(*arguments)
-        self.finite.begin(batches)
+        self.finite.begin(batches, num_items)
         return batches, num_items
 
     def training_step(self, *arguments: Any, **named: Any) -> Tensor:
