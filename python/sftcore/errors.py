@@ -45,6 +45,10 @@ class TokenizerError(SftcoreError, ValueError):
     """A tokenizer file is missing, broken or of an unknown kind."""
 
 
+class NonFiniteError(SftcoreError, ArithmeticError):
+    """A loss or a gradient is NaN or infinite."""
+
+
 class ConfigError(SftcoreError, ValueError):
     """A setting is unknown, out of range, or contradicts another one."""
 

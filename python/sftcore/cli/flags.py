@@ -50,8 +50,8 @@ def read_flags(config: type[T], known: argparse.Namespace) -> T:
 
 
 def _split(name: str, word: str) -> list[str]:
-    # the name of a model or of its author may hold a comma
-    if name in ("model_name", "model_author"):
+    # the name of a model or of its author may hold a comma, and so may a prompt
+    if name in ("model_name", "model_author", "sample_prompts"):
         return [word]
     return [part for part in word.split(",") if part]
 

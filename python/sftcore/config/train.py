@@ -8,12 +8,14 @@ from typing import Any
 from sftcore.config.checkpoints import CheckpointConfig
 from sftcore.config.data import DataConfig
 from sftcore.config.evaluation import EvaluationConfig
+from sftcore.config.finite import FiniteConfig
 from sftcore.config.loss import LossConfig
 from sftcore.config.memory import MemoryConfig
 from sftcore.config.model import ModelConfig
 from sftcore.config.optimization import OptimizationConfig
 from sftcore.config.output import OutputConfig
 from sftcore.config.quantization import QuantizationConfig
+from sftcore.config.ranges import default_of
 from sftcore.config.tuner import TunerConfig
 from sftcore.errors import ConfigError
 
@@ -23,6 +25,7 @@ class TrainConfig(
     OutputConfig,
     CheckpointConfig,
     EvaluationConfig,
+    FiniteConfig,
     MemoryConfig,
     LossConfig,
     OptimizationConfig,
@@ -40,7 +43,7 @@ class TrainConfig(
         self._check_optimization()
         self._check_loss()
         self._check_memory()
-        self._check_evaluation()
+        self._check_evaluation(has_rows=bool(self.val_dataset) or self.holds_out)
         self._check_checkpoints()
         self._check_output()
         if self.save_strategy == "best" and not (self.val_dataset or self.split_dataset_ratio):
@@ -51,8 +54,28 @@ class TrainConfig(
             raise ConfigError(
                 "--tokens_per_batch and --per_device_train_batch_size exclude each other"
             )
+        if self.eval_strategy == "no":
+            ratio = default_of(DataConfig, "split_dataset_ratio")
+            for name, is_given in {
+                "val_dataset": bool(self.val_dataset),
+                "split_dataset_ratio": self.split_dataset_ratio not in (0, ratio),
+            }.items():
+                if is_given:
+                    raise ConfigError(f"--{name} has no effect with --eval_strategy no")
+        if self.streaming and self.eval_strategy == "epoch":
+            raise ConfigError("--streaming knows no end of an epoch; set --eval_strategy steps")
         if self.streaming and self.max_steps == -1:
             raise ConfigError("--streaming knows no end of the data; set --max_steps")
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether a part of the data is kept for evaluation."""
+        return (
+            self.split_dataset_ratio > 0
+            and not self.val_dataset
+            and not self.streaming
+            and self.eval_strategy != "no"
+        )
 
     @property
     def effective_learning_rate(self) -> float:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from sftcore.config import InferConfig
 from sftcore.data import Encoder
+from sftcore.data.prompts import Message
 from sftcore.errors import ConfigError
 from sftcore.models import load_model, quieten, resolve_model
+from sftcore.models.generation import generation_config
 from sftcore.train.output import read_args
-
-Message = dict[str, Any]
 
 
 def base_of(adapters: Path, given: str | None) -> Path:
@@ -65,21 +63,13 @@ class Chat:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = model.to(self.device).eval()
         self.config = config
-        draws: dict[str, Any] = {}
-        if config.temperature > 0:
-            draws = {
-                "temperature": config.temperature,
-                "top_p": config.top_p,
-                "top_k": config.top_k,
-            }
-        self.generation = GenerationConfig(
+        self.generation = generation_config(
+            self.encoder,
             max_new_tokens=config.max_new_tokens,
-            do_sample=config.temperature > 0,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
             repetition_penalty=config.repetition_penalty,
-            eos_token_id=self.encoder.stop_token_ids or None,
-            pad_token_id=self.encoder.pad_token_id,
-            use_cache=True,
-            **draws,
         )
 
     def answer(

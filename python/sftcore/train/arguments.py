@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader
+from sftcore.train.best import evaluation_arguments
 from sftcore.train.memory import memory_arguments
 
 
@@ -49,13 +50,11 @@ def training_arguments(
         "optim": config.optim,
         "logging_steps": config.logging_steps,
         "logging_first_step": True,
-        "eval_strategy": "steps" if eval_loader else "no",
-        "eval_steps": config.eval_steps or save_steps,
         "save_strategy": config.save_strategy,
         "save_steps": save_steps,
         "save_only_model": config.save_only_model,
-        "metric_for_best_model": "eval_loss" if eval_loader else None,
-        "greater_is_better": False,
+        # losses that are not finite are found without it, and it waits for each of them
+        "logging_nan_inf_filter": False,
         "seed": config.seed,
         "use_cpu": not on_gpu,
         "disable_tqdm": True,
@@ -67,4 +66,5 @@ def training_arguments(
         "ignore_data_skip": True,
     }
     arguments |= memory_arguments(config)
+    arguments |= evaluation_arguments(config, eval_loader, save_steps)
     return TrainingArguments(**arguments)

@@ -16,6 +16,8 @@ from sftcore.data.run import save_data
 from sftcore.errors import SftcoreError
 from sftcore.models import quieten, resolve_model
 from sftcore.train.arguments import training_arguments
+from sftcore.train.best import check_evaluation, copy_best, meeting_note
+from sftcore.train.early_stopping import StopEarly
 from sftcore.train.ledger import WriteLedger
 from sftcore.train.loaders import describe_data, open_loaders, say
 from sftcore.train.log import WriteLog
@@ -55,9 +57,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """Trains as `config` says.
 
     Returns:
-        `best_model_checkpoint`, `last_model_checkpoint`, `best_metric` (the lowest evaluation loss,
-        None without evaluation), `global_step`, `log_history`, `output_dir`, `data` (the report of the
-        loader).
+        `best_model_checkpoint`, `last_model_checkpoint`, `best_metric` (that of
+        `best_model_checkpoint`, None without evaluation), `global_step`, `log_history`, `output_dir`, `data` (the
+        report of the loader).
 
     Raises:
         SftcoreError: A setting, a row, the template or the tokenizer is wrong. Nothing is written
@@ -80,6 +82,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         train_loader, eval_loader = open_loaders(config, encoder, world_size)
     for line in opened.lines:
         say(line)
+    check_evaluation(config, eval_loader)
     steps = _count_steps(config, train_loader)
     of_tuner = tuner_callbacks(model, config, steps.total)
     if resume and resume.manifest:
@@ -99,6 +102,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         )
     say(_describe_steps(config, steps, world_size, run_folder))
     stopping = StopOnSignal(world_size=world_size)
+    if eval_loader and (note := meeting_note(config, int(arguments.save_steps), steps.total)):
+        say(note)
     progress = ShowProgress(lines=config.disable_tqdm, trained_tokens_per_step=steps.trained_tokens)
     trainer = SftTrainer(
         model=model,
@@ -117,6 +122,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             progress,
             stopping,
             *of_tuner,
+            *_early_stopping(config),
         ],
     )
     trainer.remove_callback(PrinterCallback)
@@ -131,6 +137,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     step = trainer.state.global_step
     stopping.raise_if_stopped(str(run_folder / f"checkpoint-{step}"), step, steps.total)
     result = _result(trainer, run_folder, train_loader)
+    if config.load_best_model_at_end and trainer.is_world_process_zero():
+        copy_best(Path(result["best_model_checkpoint"]), run_folder)
     say(f"best checkpoint: {result['best_model_checkpoint']}; curves: {run_folder / 'images'}")
     return result
 
@@ -176,6 +184,13 @@ def _open_encoder(config: TrainConfig, folder: Path) -> Encoder:
     if encoder.tokenizer_engine_reason:
         say(f"tokenizer: the reference engine, as {encoder.tokenizer_engine_reason}")
     return encoder
+
+
+def _early_stopping(config: TrainConfig) -> list[StopEarly]:
+    if config.early_stop_interval is None:
+        return []
+    threshold = config.early_stopping_threshold
+    return [StopEarly(interval=config.early_stop_interval, threshold=threshold)]
 
 
 def _count_steps(config: TrainConfig, loader: BatchLoader | StreamLoader) -> Steps:

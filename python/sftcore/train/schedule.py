@@ -32,7 +32,8 @@ class FollowEpochs(TrainerCallback):  # type: ignore[misc, unused-ignore]
         state.epoch = epoch + step / num_steps
         if step == num_steps:
             control.should_log |= args.logging_strategy == "epoch"
-            control.should_evaluate |= args.eval_strategy == "epoch"
+            is_due = epoch + 1 >= args.eval_delay
+            control.should_evaluate |= args.eval_strategy == "epoch" and is_due
             control.should_save |= args.save_strategy == "epoch"
 
 

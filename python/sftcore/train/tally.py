@@ -36,9 +36,11 @@ class Tally:
         device = losses.losses.device
         if self.sums is None:
             self.sums = torch.zeros(max(1, len(self.names)), 3, dtype=torch.float64, device=device)
-        values = torch.stack(
-            [losses.losses, losses.right.float(), torch.ones_like(losses.losses)], dim=1
-        ).double()
+        # a token whose loss is not finite is named elsewhere, and would hide all others here
+        is_finite = torch.isfinite(losses.losses)
+        loss = losses.losses.where(is_finite, 0.0)
+        right = losses.right & is_finite
+        values = torch.stack([loss, right.float(), is_finite.float()], dim=1).double()
         self.sums.index_add_(0, self._sources(batch, device), values)
 
     def take(self, reduce: Callable[..., Any]) -> dict[str, float]:

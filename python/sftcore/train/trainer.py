@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
 
 from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader, StreamLoader
 from sftcore.data.run import LEDGER_FILE, save_tokenizer
 from sftcore.models.checkpointing import activations_of
 from sftcore.train.checkpoints import LOADER_STATE, Checkpoints, save_checkpoint
+from sftcore.train.evaluate import Evaluator
+from sftcore.train.finite import FiniteGuard
 from sftcore.train.method import LossMethod
 from sftcore.train.output import write_args
 from sftcore.train.resume import Resume, fitting, restore_optimizer
@@ -82,6 +85,47 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
         self.tally = Tally(train_loader)
+        folder = Path(self.args.output_dir)
+        self.finite = FiniteGuard(
+            loader=train_loader,
+            method=method,
+            accelerator=self.accelerator,
+            folder=folder,
+            skips=config.on_non_finite == "skip",
+        )
+        self.evaluator = (
+            Evaluator(config, eval_loader, method, self.accelerator, folder)
+            if eval_loader
+            else None
+        )
+
+    def get_batch_samples(self, *arguments: Any) -> Any:
+        """The micro-batches of a step, which are known if their loss is not finite."""
+        batches, num_items = super().get_batch_samples(*arguments)
+        self.finite.begin(batches, num_items)
+        return batches, num_items
+
+    def training_step(self, *arguments: Any, **named: Any) -> Tensor:
+        """The loss of a micro-batch, 0 where it is not finite."""
+        return self.finite.note(super().training_step(*arguments, **named))
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = self.finite.check(
+            model,
+            super()._get_grad_norm(model, grad_norm),
+            step=self.state.global_step,
+            logged_step=self._globalstep_last_logged,
+        )
+        if self.finite.is_skipped:
+            self._tr_loss -= self.finite.skipped_loss()
+        return norm
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        # a number is the best only where the weights that it is of are saved
+        is_saved = self.control.should_save or self.args.save_strategy == SaveStrategy.BEST
+        if not is_saved or self.args.metric_for_best_model not in metrics:
+            return False
+        return bool(super()._determine_best_metric(metrics, trial))
 
     def compute_loss(
         self,
@@ -121,6 +165,7 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the accuracy of trained tokens and, where there are several data sets, the loss of each."""
+        logs = self.finite.amend(logs, self.state.global_step)
         if "loss" in logs:
             logs |= self.tally.take(self.accelerator.reduce) | tuner_numbers(self.model)
         super().log(logs, start_time)
@@ -147,32 +192,16 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         ignore_keys: list[str] | None = None,  # noqa: ARG002
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Loss and accuracy over all trained tokens, not a mean of means; weights do not enter."""
-        model = self.model
-        model.eval()
-        # loss, right tokens, tokens, examples
-        sums = torch.zeros(4, dtype=torch.float64, device=self.args.device)
-        with torch.no_grad():
-            for batch in dataloader:
-                inputs = self._prepare_inputs(batch)
-                inputs.pop("loss_weights", None)
-                found, _ = self.method.losses(model, inputs)
-                examples = len(inputs["rows"])
-                sums += torch.stack(
-                    [
-                        found.losses.double().sum(),
-                        found.right.sum().double(),
-                        torch.tensor(float(len(found.losses))).to(sums),
-                        torch.tensor(float(examples)).to(sums),
-                    ]
-                )
-        loss, right, count, examples = self.accelerator.reduce(sums, "sum").tolist()
-        metrics = {
-            f"{metric_key_prefix}_loss": loss / count,
-            f"{metric_key_prefix}_token_acc": right / count,
-        }
+        """Loss, accuracy and answers over the whole evaluation set."""
+        assert self.evaluator is not None
+        self.model.eval()
+        if callable(getattr(self.optimizer, "eval", None)):
+            self.optimizer.eval()  # a schedule-free optimizer keeps the weights to evaluate apart
+        batches = (self._prepare_inputs(batch) for batch in dataloader)
+        found, num_examples = self.evaluator.evaluate(self.model, batches, self.state.global_step)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         return EvalLoopOutput(
-            predictions=None, label_ids=None, metrics=metrics, num_samples=int(examples)
+            predictions=None, label_ids=None, metrics=metrics, num_samples=num_examples
         )
 
     def _get_output_dir(self, trial: Any) -> str:
