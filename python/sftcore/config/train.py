@@ -40,6 +40,10 @@ class TrainConfig(
         self._check_evaluation()
         self._check_checkpoints()
         self._check_output()
+        if self.save_strategy == "best" and not (self.val_dataset or self.split_dataset_ratio):
+            raise ConfigError(
+                "--save_strategy best needs evaluation rows: pass --val_dataset or --split_dataset_ratio"
+            )
         if self.tokens_per_batch and self.per_device_train_batch_size != 1:
             raise ConfigError(
                 "--tokens_per_batch and --per_device_train_batch_size exclude each other"

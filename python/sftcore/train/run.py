@@ -16,14 +16,23 @@ from sftcore.data.run import save_data
 from sftcore.errors import SftcoreError
 from sftcore.models import quieten, resolve_model
 from sftcore.train.arguments import training_arguments
-from sftcore.train.ledger import WriteLedger, continue_ledger
+from sftcore.train.ledger import WriteLedger
 from sftcore.train.loaders import describe_data, open_loaders, say
 from sftcore.train.log import WriteLog
 from sftcore.train.open import open_model, padded
 from sftcore.train.output import make_run_folder, write_args
 from sftcore.train.progress import ShowProgress
-from sftcore.train.schedule import EvaluateAtEnd
-from sftcore.train.trainer import SftTrainer, read_loader_state
+from sftcore.train.resume import (
+    GoOn,
+    Resume,
+    find_resume,
+    finish,
+    prepare_folder,
+    read_loader_state,
+)
+from sftcore.train.schedule import EvaluateAtEnd, FollowEpochs
+from sftcore.train.stopping import StopOnSignal
+from sftcore.train.trainer import SftTrainer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,9 +61,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises:
         SftcoreError: A setting, a row, the template or the tokenizer is wrong. Nothing is written
             before all of these are known to be right.
+        StoppedError: SIGTERM or Ctrl-C ended the run; it is saved.
+        CheckpointError: A checkpoint could not be written, as where the disk is full.
     """
     quieten()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    resume = find_resume(config)
     folder = resolve_model(config.model)
     encoder = _open_encoder(config, folder)
     train_loader, eval_loader = open_loaders(config, encoder, world_size)
@@ -68,7 +80,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
     for line in opened.lines:
         say(line)
     steps = _count_steps(config, train_loader)
-    run_folder = make_run_folder(config)
+    if resume and resume.manifest:
+        state = read_loader_state(resume.checkpoint)
+        train_loader.load_state_dict(state, allow_data_change=config.allow_data_change)
+    run_folder = (resume and resume.run_folder) or make_run_folder(config)
     write_args(run_folder, config)
     if isinstance(train_loader, BatchLoader) and os.environ.get("RANK", "0") == "0":
         save_data(train_loader, run_folder)
@@ -81,6 +96,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             f"asked for {world_size} processes, but Transformers runs {arguments.world_size}"
         )
     say(_describe_steps(config, steps, world_size, run_folder))
+    stopping = StopOnSignal(world_size=world_size)
     progress = ShowProgress(lines=config.disable_tqdm, trained_tokens_per_step=steps.trained_tokens)
     trainer = SftTrainer(
         model=model,
@@ -89,28 +105,54 @@ def train(config: TrainConfig) -> dict[str, Any]:
         eval_loader=eval_loader,
         config=config,
         method=method,
+        stopping=stopping,
+        resume=resume,
         callbacks=[
+            FollowEpochs(train_loader),
             EvaluateAtEnd(evaluate=eval_loader is not None),
             WriteLedger(train_loader, run_folder),
             WriteLog(run_folder),
             progress,
+            stopping,
         ],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     try:
-        if config.resume_from_checkpoint:
-            checkpoint = Path(config.resume_from_checkpoint)
-            train_loader.load_state_dict(
-                read_loader_state(checkpoint), allow_data_change=config.allow_data_change
-            )
-            continue_ledger(checkpoint, run_folder)
-        trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+        if os.environ.get("RANK", "0") == "0":
+            prepare_folder(resume, run_folder)
+        with stopping:
+            _run(trainer, resume, steps.total)
     finally:
         progress.stop()
+    step = trainer.state.global_step
+    stopping.raise_if_stopped(str(run_folder / f"checkpoint-{step}"), step, steps.total)
     result = _result(trainer, run_folder, train_loader)
     say(f"best checkpoint: {result['best_model_checkpoint']}; curves: {run_folder / 'images'}")
     return result
+
+
+def _run(trainer: SftTrainer, resume: Resume | None, max_steps: int) -> None:
+    """Trains from the first step, or from a checkpoint on."""
+    if resume is None:
+        trainer.train()
+        return
+    checkpoint = str(resume.checkpoint)
+    if resume.manifest is None:
+        say(f"going on with the weights of {checkpoint}, from step 0")
+        trainer._load_from_checkpoint(checkpoint)
+        trainer.train()
+        return
+    if resume.step >= max_steps:
+        say(
+            f"nothing is left to train: {checkpoint} has all {max_steps} steps; raise --num_train_epochs or "
+            "--max_steps to go on"
+        )
+        finish(trainer, resume)
+        return
+    say(f"going on from {checkpoint}, after step {resume.step} of {max_steps}")
+    trainer.add_callback(GoOn(trainer, resume))
+    trainer.train(resume_from_checkpoint=checkpoint)
 
 
 def _open_encoder(config: TrainConfig, folder: Path) -> Encoder:

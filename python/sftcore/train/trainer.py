@@ -8,6 +8,7 @@ and the evaluation loss is the mean over the trained tokens of the whole evaluat
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Iterator
@@ -22,13 +23,13 @@ from transformers.trainer_utils import EvalLoopOutput
 from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader, StreamLoader
 from sftcore.data.run import LEDGER_FILE, save_tokenizer
-from sftcore.errors import ConfigError
 from sftcore.models.checkpointing import activations_of
+from sftcore.train.checkpoints import LOADER_STATE, Checkpoints, save_checkpoint
 from sftcore.train.method import LossMethod
 from sftcore.train.output import write_args
+from sftcore.train.resume import Resume, fitting, restore_optimizer
+from sftcore.train.stopping import LeaveEvaluation, StopOnSignal
 from sftcore.train.tally import Tally
-
-LOADER_STATE = "loader_state.json"
 
 
 class _Stream(IterableDataset[dict[str, torch.Tensor]]):
@@ -55,14 +56,27 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         eval_loader: BatchLoader | None,
         config: TrainConfig,
         method: LossMethod,
+        stopping: StopOnSignal,
+        resume: Resume | None = None,
         **arguments: Any,
     ) -> None:
         self.train_loader = train_loader
         self.eval_loader = eval_loader
         self.config = config
         self.method = method
+        self.stopping = stopping
+        self.resume = resume
+        # the temporary folder of a checkpoint that is being saved
+        self.saves_into: str | None = None
         train_stream = _Stream(train_loader, endless=True)
         super().__init__(train_dataset=train_stream, eval_dataset=eval_loader and [], **arguments)
+        self.checkpoints = Checkpoints(
+            Path(self.args.output_dir),
+            limit=config.save_total_limit,
+            has_links=config.create_checkpoint_symlink,
+            is_writer=self.args.should_save,
+            wait=self.accelerator.wait_for_everyone,
+        )
         # the loss below divides by num_items_in_batch
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
@@ -149,6 +163,41 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
             predictions=None, label_ids=None, metrics=metrics, num_samples=int(examples)
         )
 
+    def _get_output_dir(self, trial: Any) -> str:
+        return self.saves_into or str(super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        save_checkpoint(self, functools.partial(super()._save_checkpoint, model, trial))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *rest: Any, **named: Any) -> None:
+        load = super()._load_from_checkpoint
+        assert self.resume is not None
+        fitting(functools.partial(load, resume_from_checkpoint, *rest, **named), self.resume)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.resume is not None:
+            load = functools.partial(super()._load_optimizer_and_scheduler, checkpoint)
+            restore_optimizer(self, self.resume, load)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if not self.config.resume_only_model:
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if not self.config.resume_only_model:
+            super()._load_rng_state(checkpoint)
+
+    def _evaluate(self, *arguments: Any, **named: Any) -> Any:
+        with self.stopping.evaluating():
+            return super()._evaluate(*arguments, **named)
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **named: Any) -> None:
+        try:
+            super()._maybe_log_save_evaluate(*arguments, **named)
+        except LeaveEvaluation:
+            self.stopping.leave_evaluation(self.control)
+            super()._maybe_log_save_evaluate(*arguments, **named)
+
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
@@ -162,18 +211,3 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         ledger = Path(self.args.output_dir) / LEDGER_FILE
         if ledger.is_file():
             shutil.copyfile(ledger, folder / LEDGER_FILE)
-
-
-def read_loader_state(checkpoint: Path) -> dict[str, Any]:
-    """Returns the loader state of a checkpoint.
-
-    Raises:
-        ConfigError: It has none.
-    """
-    path = checkpoint / LOADER_STATE
-    if not path.is_file():
-        raise ConfigError(
-            f"--resume_from_checkpoint {checkpoint} has no {LOADER_STATE}; expected a checkpoint-N folder of sftcore"
-        )
-    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return state
