@@ -217,7 +217,14 @@ def test_a_changed_learning_rate_is_said_and_counts(
     model: Path, rows: Path, tmp_path: Path, saved: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = config_of(model, rows, tmp_path, resume_from_checkpoint=str(saved))
-    changed = replace(config, learning_rate=3e-2, weight_decay=0.5, lr_scheduler_type="linear")
+    changed = replace(
+        config,
+        learning_rate=3e-2,
+        weight_decay=0.5,
+        lr_scheduler_type="linear",
+        save_steps=1,
+        save_total_limit=0,
+    )
     history = train(changed)["log_history"]
     said = capfd.readouterr().err
     for text in (
@@ -226,6 +233,8 @@ def test_a_changed_learning_rate_is_said_and_counts(
         "--lr_scheduler_type is linear, and was cosine",
     ):
         assert f"warning: {text}" in said
+    # saving each step, where each second one was saved before
+    assert names_in(tmp_path) == ["checkpoint-5", "checkpoint-6"]
     rates = {entry["step"]: entry["learning_rate"] for entry in history if "learning_rate" in entry}
     # Transformers logs the rate that the step was made with; that of step 5 is the first after the checkpoint
     assert (rates[5], rates[6]) == pytest.approx((3e-2 * 2 / 6, 3e-2 * 1 / 6))

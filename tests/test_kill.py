@@ -29,13 +29,10 @@ def model(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("model"), shared_data / "tokenizers" / "minimind")
 
 
-def scenario(name: str, model: Path, folder: Path, num_rows: int) -> tuple[Any, str]:
-    """What a scenario of `killed_runs.py` found, and what it said."""
-    rows = make_rows(folder / "rows.jsonl", num_rows)
-    script = Path(__file__).with_name("killed_runs.py")
+def run_python(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
-        [sys.executable, str(script), name, str(model), str(rows), str(folder)],
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
         env=environment,
@@ -43,6 +40,14 @@ def scenario(name: str, model: Path, folder: Path, num_rows: int) -> tuple[Any, 
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def scenario(name: str, model: Path, folder: Path, num_rows: int) -> tuple[Any, str]:
+    """What a scenario of `killed_runs.py` found, and what it said."""
+    rows = make_rows(folder / "rows.jsonl", num_rows)
+    script = Path(__file__).with_name("killed_runs.py")
+    done = run_python([str(script), name, str(model), str(rows), str(folder)])
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
@@ -86,3 +91,18 @@ def test_signals_to_the_command_give_exit_codes_and_whole_checkpoints(
         "faults": [],
         "has_result": False,
     }
+
+
+@pytest.mark.distributed
+def test_ranks_stop_at_the_same_step_and_go_on_as_if_they_had_not(
+    model: Path, tmp_path: Path
+) -> None:
+    rows = make_rows(tmp_path / "rows.jsonl", 12)
+    script = Path(__file__).with_name("stopped_ranks.py")
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    done = run_python([*launch, str(model), str(rows), str(tmp_path)])
+    for rank in range(2):
+        assert f"rank {rank}: 143, stopped by SIGTERM after step 3 of 6" in done.stdout
+    run, whole = tmp_path / "run" / "checkpoint-6", tmp_path / "whole" / "checkpoint-6"
+    assert contents(run) == contents(whole)
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= contents(run).keys()

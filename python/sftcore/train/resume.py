@@ -23,6 +23,7 @@ from sftcore.config import TrainConfig
 from sftcore.config.checkpoints import CheckpointConfig
 from sftcore.config.data import DataConfig
 from sftcore.config.evaluation import EvaluationConfig
+from sftcore.config.memory import MemoryConfig
 from sftcore.config.optimization import OptimizationConfig
 from sftcore.config.output import OutputConfig
 from sftcore.config.tuner import TunerConfig
@@ -45,8 +46,9 @@ if TYPE_CHECKING:
 # each line of these has the optimizer step it was written at
 _LOGS = ("logging.jsonl", "generations.jsonl")
 _SET_ASIDE = "set-aside"
-# the data is compared by the state of the loader, which knows it better; the others change no weight
-_NOT_COMPARED = (DataConfig, OutputConfig, CheckpointConfig, EvaluationConfig)
+# the data is compared by the state of the loader, which knows it better; the others change no weight,
+# or no more than rounding does
+_NOT_COMPARED = (DataConfig, OutputConfig, CheckpointConfig, EvaluationConfig, MemoryConfig)
 _MAY_CHANGE = ("lora_dropout",)
 # what the groups of an optimizer hold of the settings, beside the rate; some keep counters there too
 _OF_A_GROUP = ("weight_decay", "betas", "eps", "momentum")
