@@ -69,7 +69,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "hra": ({"tuner_type": "hra"}, r"_proj\.hra_u\.default$"),
     "miss": ({"tuner_type": "miss"}, r"_proj\.miss_block\.default$"),
     "fourierft": (
-        {"tuner_type": "fourierft", "fourier_n_frequency": 64},
+        {"tuner_type": "fourierft", "fourier_n_frequency": 64, "fourier_scaling": 30.0},
         r"_proj\.fourierft_spectrum\.default$",
     ),
     "full": ({"tuner_type": "full"}, r"."),
@@ -90,9 +90,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 
 def settings_of(model: Path, rows: Path, output: Path, **settings: Any) -> TrainConfig:
     given = {"tuner_type": "lora", "max_steps": 6, "learning_rate": 2e-2, "lora_dropout": 0.0}
+    given["gradient_accumulation_steps"] = 1
     if settings.get("tuner_type", "lora") not in ("lora", "adalora", "sora"):
         del given["lora_dropout"]
-    return config_of(model, rows, output, **{**given, "per_device_train_batch_size": 8, **settings})
+    return config_of(model, rows, output, **{**given, "per_device_train_batch_size": 4, **settings})
 
 
 def load(folder: Path | str) -> Any:
@@ -120,7 +121,7 @@ def test_a_tuner_trains_what_it_names_and_saves_it_plainly(
         )
     else:
         folder = tuned.checkpoint
-    torch.testing.assert_close(logits_of(load(folder)), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits_of(load(folder)), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["adalora", "pissa-niter", "embedding-whole", "ia3", "freeze"])
@@ -162,23 +163,23 @@ def test_adalora_ends_at_its_target_rank_and_keeps_singular_vectors_orthogonal(
                 adalora_tinit=1,
                 adalora_tfinal=2,
                 adalora_orth_reg_weight=weight,
+                gradient_accumulation_steps=2,
                 adalora_deltaT=2,
                 logging_steps=1,
             )
         )
     history = [entry for entry in runs[5.0].result["log_history"] if "loss" in entry]
     ranks = [entry["adalora_mean_rank"] for entry in history]
-    # a value is 0 at first, and has a rank from the first step on
     assert ranks[0] == 6.0
     assert ranks[-1] == pytest.approx(2.0)
     distances = []
     for weight, tuned in runs.items():
         tuned.model.peft_config["default"].orth_reg_weight = 1.0
-        distances.append(float(tuned.model.regularization()))
+        distances.append(tuned.model.numbers()["adalora_orth_loss"])
         config = json.loads((tuned.checkpoint / "adapter_config.json").read_text())
         assert config["orth_reg_weight"] == weight
         assert sum(sum(kept) for kept in config["rank_pattern"].values()) == 2 * 14
-    assert distances[1] < 0.8 * distances[0]
+    assert distances[1] < 0.9 * distances[0]
 
 
 def test_adalora_refuses_a_schedule_that_the_run_has_no_steps_for(
@@ -235,7 +236,9 @@ def test_the_table_counts_what_is_trained(model: Path, rows: Path, tmp_path: Pat
         ({"modules_to_save": ["nrm"]}, "--modules_to_save nrm names no module"),
         ({"exclude_modules": ["all"]}, "--exclude_modules all names no module"),
         ({"layers_to_transform": [2]}, "--layers_to_transform 2 is out of range"),
-        ({"exclude_modules": ["mlp", "q_proj"], "target_modules": ["q_proj"]}, "leaves no module"),
+        ({"exclude_modules": ["self_attn"], "target_modules": ["q_proj"]}, "leaves no module"),
+        ({"target_modules": ["EMBEDDING"], "use_dora": True}, "the two would have a norm each"),
+        ({"tuner_type": "boft", "boft_n_butterfly_factor": 2}, "has no effect without the CUDA"),
         ({"exclude_modules": ["norm"]}, "--exclude_modules norm has no effect"),
         (
             {"target_modules": ["EMBEDDING"], "init_weights": "olora"},

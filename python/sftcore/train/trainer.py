@@ -151,7 +151,8 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
             loss = loss * self.accelerator.num_processes
         added = tuner_loss(self.model)
         if added is not None:
-            loss = loss + added / self.current_gradient_accumulation_steps
+            # with its gradient and without its value, so that the loss of a log is that of tokens
+            loss = loss + (added - added.detach()) / self.current_gradient_accumulation_steps
         self.tally.add(inputs, losses)
         return (loss, losses) if return_outputs else loss
 

@@ -45,12 +45,14 @@ class AdaLoraModel(ExactModel):
         return torch.stack(distances).mean() * weight
 
     def converted(self, state: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
-        """Returns the ranks whose singular value is not 0; PEFT leaves out the others when it saves."""
+        """Returns the ranks that are in use or do something; PEFT leaves out the others when it saves."""
         config = copy.deepcopy(self.peft_config[ADAPTER])
-        config.rank_pattern = {
-            name.removeprefix(_PREFIX): (state[name] != 0).flatten().tolist()
-            for name in self.matrices("E")
-        }
+        for name, used in (config.rank_pattern or {}).items():
+            # between two allocations a rank may come back
+            config.rank_pattern[name] = [
+                is_used or bool(value)
+                for is_used, value in zip(used, state[_PREFIX + name].flatten(), strict=True)
+            ]
         return config, dict(state)
 
     def more_state(self) -> dict[str, Tensor]:
@@ -82,10 +84,15 @@ class AdaLoraModel(ExactModel):
         self.peft_config[ADAPTER].rank_pattern = ranks or None
 
     def numbers(self) -> dict[str, float]:
-        """Returns the mean rank of a module."""
-        values = list(self.matrices("E").values())
-        used = sum(int(value.count_nonzero()) for value in values)
-        return {"adalora_mean_rank": used / len(values)}
+        """Returns the mean rank of a module, and the loss of orthogonality, which no other loss contains."""
+        settings = self.peft_config[ADAPTER]
+        used = [sum(ranks) for ranks in (settings.rank_pattern or {}).values()]
+        with torch.no_grad():
+            loss = float(self.regularization())
+        return {
+            "adalora_mean_rank": sum(used) / len(used) if used else float(settings.init_r),
+            "adalora_orth_loss": loss,
+        }
 
 
 class AllocateRanks(TrainerCallback):  # type: ignore[misc, unused-ignore]

@@ -9,6 +9,7 @@ from typing import Any
 import peft
 import torch
 from peft import get_peft_model
+from peft.tuners.boft.layer import get_fbd_cuda
 from peft.utils import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING
 from torch import nn
 
@@ -20,6 +21,7 @@ from sftcore.tuners.loftq import start_from_quantized
 from sftcore.tuners.residual import ResidualModel
 from sftcore.tuners.sora import SoraModel
 from sftcore.tuners.targets import Targets, find_targets, short_names
+from sftcore.tuners.tied import TiedModel
 
 
 def add_adapter(model: Any, config: TrainConfig) -> Any:
@@ -34,7 +36,7 @@ def add_adapter(model: Any, config: TrainConfig) -> Any:
     """
     targets = find_targets(model, config)
     settings = _settings(model, config, targets)
-    kind = _kind(config)
+    kind = _kind(config, ties_lora=targets.ties_lora)
     folder = model.config.name_or_path
     try:
         with warnings.catch_warnings():
@@ -58,9 +60,11 @@ def add_adapter(model: Any, config: TrainConfig) -> Any:
     return tuned
 
 
-def _kind(config: TrainConfig) -> Callable[[Any, Any], Any] | None:
+def _kind(config: TrainConfig, *, ties_lora: bool) -> Callable[[Any, Any], Any] | None:
     """Returns the class of a model that is more than PEFT's own."""
     if config.tuner_type == "lora":
+        if ties_lora:
+            return TiedModel
         return ResidualModel if config.changes_base else None
     kinds: dict[str, Callable[[Any, Any], Any]] = {"sora": SoraModel, "adalora": AdaLoraModel}
     return kinds.get(config.tuner_type)
@@ -103,6 +107,11 @@ def _settings(model: Any, config: TrainConfig, targets: Targets) -> Any:
     if tuner == "oft":
         return peft.OFTConfig(**shared, oft_block_size=config.oft_block_size)
     if tuner == "boft":
+        if config.boft_n_butterfly_factor != 1 and get_fbd_cuda() is None:
+            raise ConfigError(
+                f"--boft_n_butterfly_factor {config.boft_n_butterfly_factor} has no effect without the CUDA extension "
+                "of PEFT, which needs a GPU and its compiler; leave it out"
+            )
         return peft.BOFTConfig(
             **shared,
             boft_block_size=config.boft_block_size,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -50,7 +50,7 @@ class SoraModel(ExactModel):
     def gated_layers(self) -> Iterator[tuple[str, Any]]:
         """Yields each LoRA layer by the name it has in the model without adapters."""
         for name, module in self.base_model.model.named_modules():
-            if isinstance(module, LoraLinear):
+            if isinstance(module, LoraLayer):
                 yield name, module
 
     def gates(self) -> dict[str, nn.Parameter]:

@@ -34,11 +34,13 @@ class Targets:
         adapted: Whole names of modules that get an adapter, in the order of the model.
         saved: Whole names of modules trained whole, beside it.
         ties_embedding: Whether the embedding is among them and shares its weight with the head.
+        ties_lora: Whether it is so and gets an adapter.
     """
 
     adapted: tuple[str, ...]
     saved: tuple[str, ...]
     ties_embedding: bool
+    ties_lora: bool
 
 
 def find_targets(model: Any, config: TrainConfig) -> Targets:
@@ -104,11 +106,17 @@ def find_targets(model: Any, config: TrainConfig) -> Targets:
             f"{head} shares its weight with {embedding} in this model, so that neither is trained alone; name "
             "EMBEDDING in its place"
         )
+    if is_tied and embedding in adapted and config.use_dora:
+        raise ConfigError(
+            f"--use_dora cannot be used on {embedding}, which shares its weight with {head}: the two would have a "
+            "norm each; leave out one of them"
+        )
     _check_embedding(config, modules, adapted)
     return Targets(
         adapted=tuple(name for name in modules if name in adapted),
         saved=tuple(name for name in modules if name in saved),
         ties_embedding=is_tied and embedding in adapted | saved,
+        ties_lora=is_tied and embedding in adapted,
     )
 
 
