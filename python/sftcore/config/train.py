@@ -13,12 +13,14 @@ from sftcore.config.memory import MemoryConfig
 from sftcore.config.model import ModelConfig
 from sftcore.config.optimization import OptimizationConfig
 from sftcore.config.output import OutputConfig
+from sftcore.config.trainer import TrainerConfig
 from sftcore.config.tuner import TunerConfig
 from sftcore.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
+    TrainerConfig,
     OutputConfig,
     CheckpointConfig,
     EvaluationConfig,
@@ -40,6 +42,7 @@ class TrainConfig(
         self._check_evaluation()
         self._check_checkpoints()
         self._check_output()
+        self._check_trainer()
         if self.tokens_per_batch and self.per_device_train_batch_size != 1:
             raise ConfigError(
                 "--tokens_per_batch and --per_device_train_batch_size exclude each other"
@@ -52,7 +55,7 @@ class TrainConfig(
         """The learning rate, also where none is given."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return 1e-4 if self.tuner_type == "lora" else 1e-5
+        return 1e-5 if self.trains_weights else 1e-4
 
     @property
     def trains_weights(self) -> bool:

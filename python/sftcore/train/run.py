@@ -20,9 +20,11 @@ from sftcore.train.ledger import WriteLedger, continue_ledger
 from sftcore.train.loaders import describe_data, open_loaders, say
 from sftcore.train.log import WriteLog
 from sftcore.train.open import open_model, padded
+from sftcore.train.optimizers import choose_optimizer
 from sftcore.train.output import make_run_folder, write_args
 from sftcore.train.progress import ShowProgress
 from sftcore.train.schedule import EvaluateAtEnd
+from sftcore.train.schedulers import check_schedule
 from sftcore.train.trainer import SftTrainer, read_loader_state
 
 
@@ -54,6 +56,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             before all of these are known to be right.
     """
     quieten()
+    choose_optimizer(config)  # a wrong one is said before any data is read
+    check_schedule(config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     folder = resolve_model(config.model)
     encoder = _open_encoder(config, folder)

@@ -24,7 +24,9 @@ from sftcore.data import BatchLoader, StreamLoader
 from sftcore.data.run import LEDGER_FILE, save_tokenizer
 from sftcore.errors import ConfigError
 from sftcore.models.checkpointing import activations_of
+from sftcore.train.loaders import say
 from sftcore.train.method import LossMethod
+from sftcore.train.optimizers import make_optimizer
 from sftcore.train.output import write_args
 from sftcore.train.tally import Tally
 
@@ -92,6 +94,14 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
             loss = loss * self.accelerator.num_processes
         self.tally.add(inputs, losses)
         return (loss, losses) if return_outputs else loss
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer that the settings name, whose parameter groups they shape."""
+        if self.optimizer is None:
+            self.optimizer, line = make_optimizer(self, model or self.model, self.config)
+            say(line)
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the accuracy of trained tokens and, where there are several data sets, the loss of each."""
