@@ -78,7 +78,9 @@ def read_more_flags(config: type[Any], unknown: Sequence[str]) -> dict[str, Any]
     known = old_names(config.__name__)
     for name in found:
         if name not in known:
-            near = did_you_mean(f"--{name}", [f"--{each}" for each in {*settings_of(config), *known}])
+            near = did_you_mean(
+                f"--{name}", [f"--{each}" for each in {*settings_of(config), *known}]
+            )
             raise ConfigError(f"unknown flag --{name}{near}")
     # a flag alone says yes
     return {

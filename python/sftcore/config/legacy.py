@@ -180,7 +180,7 @@ TRAIN = Names(
         "galore_optim_per_parameter": "it updates weights inside the backward pass, where accumulated micro-batches, "
         "clipping and an exact resume do not hold",
         "galore_with_embedding": "name the layers with --optim_target_modules",
-        "galore_quantization": "Q-GaLore is not in the package galore-torch; --optim galore_adamw_8bit has 8-bit states",
+        "galore_quantization": "galore-torch has no Q-GaLore; --optim galore_adamw_8bit has 8-bit states",
     },
     not_yet={
         **{name: (feature, (None, False, "")) for name, feature in transformers.NOT_YET.items()},

@@ -98,11 +98,12 @@ class OptimizationConfig:
             )
         projects = self.optim.startswith(("galore", "apollo")), "--optim galore_... or apollo_..."
         check_effects(self, OptimizationConfig, {"optim_target_modules": projects})
-        for part in self.optim_target_modules:
-            try:
-                re.compile(part)
-            except re.error as error:
-                raise ConfigError(f"--optim_target_modules {part} is no regex: {error}") from error
+        try:
+            _ = [re.compile(part) for part in self.optim_target_modules]
+        except re.error as error:
+            raise ConfigError(
+                f"--optim_target_modules {' '.join(self.optim_target_modules)} is no regex: {error}"
+            ) from error
         self._check_schedule()
 
     def _check_schedule(self) -> None:
@@ -121,7 +122,9 @@ class OptimizationConfig:
             if getattr(self, setting) and not warms_up:
                 raise ConfigError(f"--{setting} has no effect with {name}{better}")
         if kind.startswith("constant") and self.scheduler_arguments:
-            raise ConfigError(f"--lr_scheduler_kwargs has no effect with --lr_scheduler_type {kind}")
+            raise ConfigError(
+                f"--lr_scheduler_kwargs has no effect with --lr_scheduler_type {kind}"
+            )
 
     @property
     def optimizer_arguments(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from sftcore.errors import ConfigError
@@ -39,9 +40,8 @@ def read_word(word: str) -> Any:
     lower = word.lower()
     if lower in ("true", "false", "null", "none"):
         return {"true": True, "false": False}.get(lower)
-    for kind in (int, float):
-        try:
-            return kind(word)
-        except ValueError:
-            continue
+    if re.fullmatch(r"[+-]?\d+", word):
+        return int(word)
+    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", word):
+        return float(word)
     return word

@@ -132,13 +132,9 @@ def read_training_arguments() -> dict[str, Argument]:
         if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments":
             for line in node.body:
                 if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
-                    kinds = tuple(
-                        part.strip() for part in ast.unparse(line.annotation).split("|")
-                    )
+                    kinds = tuple(part.strip() for part in ast.unparse(line.annotation).split("|"))
                     name = line.target.id
-                    arguments[name] = Argument(
-                        name=name, kinds=kinds, default=_default(line.value)
-                    )
+                    arguments[name] = Argument(name=name, kinds=kinds, default=_default(line.value))
     return arguments
 
 
@@ -171,11 +167,18 @@ def convert(argument: Argument, value: Any) -> Any:
         else:
             word = read_word(value)
             # a word that reads as a number stays one where a string is wanted
-            value = word if _fits(word, kinds) else value
+            # `--report_to none` is a word too
+            is_word = word is None and "str" in kinds and value.lower() == "none"
+            value = word if _fits(word, kinds) and not is_word else value
     has_list = any(kind.startswith("list") for kind in kinds)
     if has_list and isinstance(value, str) and "str" not in kinds:
         value = [part for part in value.split(",") if part]
-    if isinstance(value, int) and not isinstance(value, bool) and "int" not in kinds and "float" in kinds:
+    if (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and "int" not in kinds
+        and "float" in kinds
+    ):
         value = float(value)
     if not _fits(value, kinds):
         raise ConfigError(f"--{argument.name} is {value!r}; expected {' or '.join(kinds)}")
@@ -197,6 +200,6 @@ def _fits(value: Any, kinds: tuple[str, ...]) -> bool:
         return any(kind.startswith("list") for kind in kinds)
     # enumerations of Transformers are written as their values
     return isinstance(value, str) and any(
-        kind == "str" or kind[0].isupper() and kind != "None" and not kind.startswith("Literal")
+        kind == "str" or (kind[0].isupper() and kind != "None" and not kind.startswith("Literal"))
         for kind in kinds
     )

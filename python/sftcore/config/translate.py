@@ -164,7 +164,7 @@ def _freezing(values: Values) -> None:
     if given is None or isinstance(word, list) or not re.fullmatch(r"[\d.]+", str(word)):
         return
     del values["freeze_parameters"]
-    if float(word) == 0:
+    if not float(str(word)):
         _note("--freeze_parameters 0 needs nothing here")
         return
     _note(f"--freeze_parameters {word} is now --freeze_parameters_ratio {word}")
@@ -181,7 +181,10 @@ def _datasets(values: Values) -> None:
         if files:
             values[new] = words(values.get(new) or []) + files
             _note(f"--{old} is now --{new} {_shown(values[new])}")
-    for old, new in {"train_dataset_sample": "dataset", "val_dataset_sample": "val_dataset"}.items():
+    for old, new in {
+        "train_dataset_sample": "dataset",
+        "val_dataset_sample": "val_dataset",
+    }.items():
         number = _number(old, values.pop(old, -1))
         if number < 0:
             continue
@@ -221,7 +224,9 @@ def _mixed_in(values: Values) -> None:
         share = 1 / (1 + ratio)
         values["mix"] = [share, *[(1 - share) / len(others)] * len(others)]
         shown = " ".join(f"{each:.4g}" for each in values["mix"])
-        _note(f"--train_dataset_mix_ratio is now --dataset {_shown(values['dataset'])} --mix {shown}")
+        _note(
+            f"--train_dataset_mix_ratio is now --dataset {_shown(values['dataset'])} --mix {shown}"
+        )
     else:
         raise ConfigError(
             "--train_dataset_mix_ratio does not say the share of each of several data sets; use --dataset ... "
@@ -237,7 +242,9 @@ def _galore(values: Values) -> None:
     }
     if not is_true(values.pop("use_galore", False)):
         if given:
-            raise ConfigError(f"--galore_{next(iter(given))} has no effect without --use_galore true")
+            raise ConfigError(
+                f"--galore_{next(iter(given))} has no effect without --use_galore true"
+            )
         return
     optim = str(values.get("optim") or "auto")
     kind = "adafactor" if "adafactor" in optim else "adamw_8bit" if "8bit" in optim else "adamw"

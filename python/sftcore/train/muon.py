@@ -77,7 +77,9 @@ class MuonAndAdamW(torch.optim.Optimizer):
             )
             self._parts.append(muon)
         if by_adamw:
-            self._parts.append(torch.optim.AdamW(by_adamw, lr=lr, betas=betas, eps=eps, fused=fused))
+            self._parts.append(
+                torch.optim.AdamW(by_adamw, lr=lr, betas=betas, eps=eps, fused=fused)
+            )
         self._share()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer
 from transformers.training_args import OptimizerNames
 
 from sftcore.config import TrainConfig
 from sftcore.config.optimization import OptimizationConfig
 from sftcore.config.schema import did_you_mean
 from sftcore.errors import ConfigError
+from sftcore.train.averages import UseAverage
 from sftcore.train.muon import MuonAndAdamW, muon_arguments
 from sftcore.train.parameters import parameter_groups
 
@@ -191,26 +192,6 @@ def has_fused(device: torch.device | str) -> bool:
     except (RuntimeError, NotImplementedError):
         return False
     return True
-
-
-class UseAverage(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Evaluates and saves the averaged weights of a schedule-free optimizer, not those it takes gradients at.
-
-    It comes last, when all others have said whether a step evaluates or saves; the next micro-batch goes back.
-    """
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
-    ) -> None:
-        """Puts the averaged weights into the model."""
-        if control.should_evaluate or control.should_save or control.should_training_stop:
-            given["optimizer"].eval()
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
-    ) -> None:
-        """Puts the averaged weights into the model."""
-        self.on_step_end(args, state, control, **given)
 
 
 def _check_package(name: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from torch import nn
@@ -22,7 +22,7 @@ def parameter_groups(
     model: nn.Module,
     config: TrainConfig,
     *,
-    decayed: Set[str],
+    decayed: AbstractSet[str],
     projection: dict[str, Any] | None = None,
     has_muon: bool = False,
 ) -> tuple[list[dict[str, Any]], str]:
@@ -45,8 +45,10 @@ def parameter_groups(
         ConfigError: No layer has a gradient to project.
     """
     # tuners that have rates of their own say so
-    factors = getattr(tuners, "learning_rate_factors", lambda *_: {})(model, config)
-    undecayed = getattr(tuners, "undecayed_parameters", lambda _: set())(model)
+    factors: dict[str, float] = getattr(tuners, "learning_rate_factors", lambda *_: {})(
+        model, config
+    )
+    undecayed: set[str] = getattr(tuners, "undecayed_parameters", lambda _: set())(model)
     projected = _projected(model, config) if projection else set()
     hidden = _hidden_matrices(model) if has_muon else set()
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}

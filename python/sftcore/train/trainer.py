@@ -95,13 +95,13 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         self.tally.add(inputs, losses)
         return (loss, losses) if return_outputs else loss
 
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> Any:
         """The optimizer that the settings name, whose parameter groups they shape."""
         if self.optimizer is None:
-            self.optimizer, line = make_optimizer(self, model or self.model, self.config)
+            made, line = make_optimizer(self, model or self.model, self.config)
+            self.optimizer: Any = made
             say(line)
-        optimizer: torch.optim.Optimizer = self.optimizer
-        return optimizer
+        return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the accuracy of trained tokens and, where there are several data sets, the loss of each."""
