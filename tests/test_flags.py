@@ -53,165 +53,35 @@ MISSING = {
 }
 
 # every flag of the two generations that is still the name of a setting, or will be
-TODAY = [
-    "model",
-    "dataset",
-    "val_dataset",
-    "split_dataset_ratio",
-    "streaming",
-    "stopping_strategy",
-    "shuffle_buffer_size",
-    "columns",
-    "template",
-    "system",
-    "max_length",
-    "truncation_strategy",
-    "packing",
-    "packing_length",
-    "padding_free",
-    "torch_dtype",
-    "attn_impl",
-    "quant_method",
-    "quant_bits",
-    "target_modules",
-    "target_regex",
-    "modules_to_save",
-    "lora_rank",
-    "lora_alpha",
-    "lora_dropout",
-    "init_weights",
-    "use_dora",
-    "use_rslora",
-    "lorap_lr_ratio",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "num_train_epochs",
-    "learning_rate",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "lr_scheduler_type",
-    "warmup_ratio",
-    "max_grad_norm",
-    "save_steps",
-    "eval_steps",
-    "save_total_limit",
-    "logging_steps",
-    "use_liger_kernel",
-    "neftune_noise_alpha",
-    "create_checkpoint_symlink",
-    "add_version",
-    "resume_from_checkpoint",
-    "resume_only_model",
-    "early_stop_interval",
-    "model_name",
-    "model_author",
-    "use_hf",
-    "predict_with_generate",
-    "metric_for_best_model",
-    "report_to",
-    "tuner_type",
-    "output_dir",
-    "seed",
-    "data_seed",
-    "max_steps",
-    "optim",
-    "save_only_model",
-    "acc_strategy",
-    "disable_tqdm",
-    "gradient_checkpointing",
-    "bnb_4bit_quant_type",
-    "bnb_4bit_use_double_quant",
-    "lora_dtype",
-]
+TODAY = """
+model dataset val_dataset split_dataset_ratio streaming stopping_strategy shuffle_buffer_size columns template
+system max_length truncation_strategy packing packing_length padding_free torch_dtype attn_impl quant_method
+quant_bits target_modules target_regex modules_to_save lora_rank lora_alpha lora_dropout init_weights use_dora
+use_rslora lorap_lr_ratio per_device_train_batch_size gradient_accumulation_steps num_train_epochs learning_rate
+weight_decay adam_beta1 adam_beta2 lr_scheduler_type warmup_ratio max_grad_norm save_steps eval_steps
+save_total_limit logging_steps use_liger_kernel neftune_noise_alpha create_checkpoint_symlink add_version
+resume_from_checkpoint resume_only_model early_stop_interval model_name model_author use_hf predict_with_generate
+metric_for_best_model report_to tuner_type output_dir seed data_seed max_steps optim save_only_model acc_strategy
+disable_tqdm gradient_checkpointing bnb_4bit_quant_type bnb_4bit_use_double_quant lora_dtype
+"""
 
-OLD = [
-    "model_type",
-    "model_id_or_path",
-    "model_revision",
-    "sft_type",
-    "train_type",
-    "freeze_parameters",
-    "additional_trainable_parameters",
-    "tuner_backend",
-    "template_type",
-    "add_output_dir_suffix",
-    "ddp_backend",
-    "dataset_seed",
-    "dtype",
-    "dataset_test_ratio",
-    "train_dataset_sample",
-    "val_dataset_sample",
-    "check_dataset_strategy",
-    "custom_train_dataset_path",
-    "custom_val_dataset_path",
-    "self_cognition_sample",
-    "train_dataset_mix_ratio",
-    "train_dataset_mix_ds",
-    "use_loss_scale",
-    "quantization_bit",
-    "bnb_4bit_comp_dtype",
-    "lora_target_modules",
-    "lora_dropout_p",
-    "lora_bias_trainable",
-    "lora_modules_to_save",
-    "lora_lr_ratio",
-    "use_galore",
-    "galore_rank",
-    "galore_update_proj_gap",
-    "galore_scale",
-    "deepspeed",
-    "fsdp",
-    "fsdp_config",
-    "batch_size",
-    "eval_batch_size",
-    "dataloader_num_workers",
-    "preprocess_num_proc",
-    "lazy_tokenize",
-    "use_flash_attn",
-    "test_oom_error",
-    "logging_dir",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_token",
-    "hub_private_repo",
-    "push_hub_strategy",
-    "ignore_args_error",
-    "adapters",
-    "dataset_num_proc",
-    "dataset_shuffle",
-    "load_from_cache_file",
-    "cached_dataset",
-    "interleave_prob",
-    "strict",
-    "custom_dataset_info",
-    "external_plugins",
-    "packing_num_proc",
-    "packing_strategy",
-    "group_by_length",
-    "loss_scale",
-    "enable_thinking",
-    "sequence_parallel_size",
-    "ignore_data_skip",
-]
+OLD = """
+model_type model_id_or_path model_revision sft_type train_type freeze_parameters additional_trainable_parameters
+tuner_backend template_type add_output_dir_suffix ddp_backend dataset_seed dtype dataset_test_ratio
+train_dataset_sample val_dataset_sample check_dataset_strategy custom_train_dataset_path custom_val_dataset_path
+self_cognition_sample train_dataset_mix_ratio train_dataset_mix_ds use_loss_scale quantization_bit
+bnb_4bit_comp_dtype lora_target_modules lora_dropout_p lora_bias_trainable lora_modules_to_save lora_lr_ratio
+use_galore galore_rank galore_update_proj_gap galore_scale deepspeed fsdp fsdp_config batch_size eval_batch_size
+dataloader_num_workers preprocess_num_proc lazy_tokenize use_flash_attn test_oom_error logging_dir push_to_hub
+hub_model_id hub_token hub_private_repo push_hub_strategy ignore_args_error adapters dataset_num_proc
+dataset_shuffle load_from_cache_file cached_dataset interleave_prob strict custom_dataset_info external_plugins
+packing_num_proc packing_strategy group_by_length loss_scale enable_thinking sequence_parallel_size ignore_data_skip
+"""
 
-INFER = [
-    "model_type",
-    "model_id_or_path",
-    "ckpt_dir",
-    "load_dataset_config",
-    "show_dataset_sample",
-    "eval_human",
-    "merge_lora",
-    "infer_backend",
-    "stream",
-    "do_sample",
-    "template_type",
-    "dtype",
-    "sft_type",
-    "use_flash_attn",
-    "quantization_bit",
-]
+INFER = """
+model_type model_id_or_path ckpt_dir load_dataset_config show_dataset_sample eval_human merge_lora infer_backend
+stream do_sample template_type dtype sft_type use_flash_attn quantization_bit
+"""
 
 
 def flags(*words: str, command: str = "train", config: Any = TrainConfig) -> Any:
@@ -224,9 +94,9 @@ def flags(*words: str, command: str = "train", config: Any = TrainConfig) -> Any
 
 def test_every_flag_of_both_generations_is_known() -> None:
     settings = set(settings_of(TrainConfig))
-    assert {name for name in TODAY if name not in settings} <= MISSING
-    assert {name for name in OLD if name not in TRAIN.all() | settings} == set()
-    unknown = {name for name in INFER if name not in COMMANDS["InferConfig"].all()}
+    assert {name for name in TODAY.split() if name not in settings} <= MISSING
+    assert {name for name in OLD.split() if name not in TRAIN.all() | settings} == set()
+    unknown = {name for name in INFER.split() if name not in COMMANDS["InferConfig"].all()}
     assert unknown == set()
     assert {"max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty"} <= set(
         settings_of(InferConfig)

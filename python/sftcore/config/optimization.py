@@ -86,7 +86,7 @@ class OptimizationConfig:
         check_share(self, "adam_beta1", "adam_beta2", "warmup_ratio")
         is_right = self.max_steps == -1 or self.max_steps >= 1
         check_range("max_steps", self.max_steps, "1 or more, or -1", holds=is_right)
-        is_whole = self.warmup_steps < 1 or self.warmup_steps.is_integer()
+        is_whole = self.warmup_steps < 1 or self.warmup_steps % 1 == 0
         check_range(
             "warmup_steps", self.warmup_steps, "whole steps, or a share below 1", holds=is_whole
         )

@@ -127,9 +127,12 @@ def choose_optimizer(
     elif name in names:
         _check_package(name)
         if name in _PROJECTED:
-            make, arguments, projection = _projected(config, name)
+            make, arguments, projection = _projected(config, name, device)
         else:
             make, arguments = _of_transformers(config, name, warmup_steps)
+        if name == "stable_adamw" and torch.device(device).type == "cpu":
+            # it takes Triton's kernel wherever Triton is installed, also where there is no GPU for it
+            arguments["triton"] = False
         if arguments.get("fused") and not has_fused(device):
             raise ConfigError(
                 f"--optim {name} does not run on {torch.device(device).type}; expected --optim adamw_torch"
@@ -199,7 +202,7 @@ def _check_package(name: str) -> None:
         raise ConfigError(f"--optim {name} is not supported, as {_INSIDE_BACKWARD}")
     for beginning, (package, pip) in _PACKAGES.items():
         if name == beginning or (name.startswith(beginning) and name not in _PACKAGES):
-            for needed in {package, *pip.split()[1:]}:
+            for needed in (package, *pip.split()[1:]):
                 if importlib.util.find_spec(needed) is None:
                     raise ConfigError(
                         f"--optim {name} needs the package {needed}, which is not installed; run pip install {pip}"
@@ -246,7 +249,11 @@ def _of_torch(name: str, others: set[str]) -> Any:
     return classes[asked]
 
 
-def _projected(config: TrainConfig, name: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def _projected(
+    config: TrainConfig, name: str, device: torch.device | str
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    if name == "galore_adamw_8bit" and torch.device(device).type == "cpu":
+        raise ConfigError(f"--optim {name} does not run here: it needs a GPU")
     if not config.trains_weights:
         raise ConfigError(
             f"--optim {name} has no effect with --tuner_type {config.tuner_type}: the gradients of an adapter are "
