@@ -16,12 +16,14 @@ from sftcore.config.optimization import OptimizationConfig
 from sftcore.config.output import OutputConfig
 from sftcore.config.quantization import QuantizationConfig
 from sftcore.config.ranges import default_of
+from sftcore.config.trainer import TrainerConfig
 from sftcore.config.tuner import TunerConfig
 from sftcore.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
+    TrainerConfig,
     OutputConfig,
     CheckpointConfig,
     EvaluationConfig,
@@ -50,6 +52,7 @@ class TrainConfig(
             raise ConfigError(
                 "--save_strategy best needs evaluation rows: pass --val_dataset or --split_dataset_ratio"
             )
+        self._check_trainer()
         if self.tokens_per_batch and self.per_device_train_batch_size != 1:
             raise ConfigError(
                 "--tokens_per_batch and --per_device_train_batch_size exclude each other"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,11 @@ from transformers import TrainingArguments
 
 from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader
+from sftcore.errors import ConfigError
 from sftcore.train.best import evaluation_arguments
 from sftcore.train.memory import memory_arguments
+from sftcore.train.optimizers import optimizer_name
+from sftcore.train.schedulers import schedule_arguments
 
 
 def training_arguments(
@@ -45,9 +47,9 @@ def training_arguments(
         "adam_beta1": config.adam_beta1,
         "adam_beta2": config.adam_beta2,
         "max_grad_norm": config.max_grad_norm,
-        "lr_scheduler_type": config.lr_scheduler_type,
-        "warmup_steps": math.ceil(config.warmup_ratio * max_steps),
-        "optim": config.optim,
+        "adam_epsilon": config.adam_epsilon,
+        "optim": optimizer_name(config),
+        "neftune_noise_alpha": config.neftune_noise_alpha,
         "logging_steps": config.logging_steps,
         "logging_first_step": True,
         "save_strategy": config.save_strategy,
@@ -66,5 +68,22 @@ def training_arguments(
         "ignore_data_skip": True,
     }
     arguments |= memory_arguments(config)
-    arguments |= evaluation_arguments(config, eval_loader, save_steps)
-    return TrainingArguments(**arguments)
+    evaluation = evaluation_arguments(config, eval_loader, save_steps)
+    arguments |= evaluation
+    arguments |= schedule_arguments(
+        config, max_steps, greater_is_better=bool(evaluation.get("greater_is_better"))
+    )
+    return TrainingArguments(**merge_given(arguments, config.trainer_arguments))
+
+
+def merge_given(arguments: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments with those that the user gave under Transformers own names, which stand last.
+
+    Raises:
+        ConfigError: A GPU is to be left out, which the settings made before did not know.
+    """
+    if given.get("use_cpu") and torch.cuda.is_available():
+        raise ConfigError(
+            "--use_cpu comes too late to leave out a GPU; hide it instead: CUDA_VISIBLE_DEVICES= sftcore train ..."
+        )
+    return {**arguments, **given}

@@ -22,6 +22,7 @@ from sftcore.train.ledger import WriteLedger
 from sftcore.train.loaders import describe_data, open_loaders, say
 from sftcore.train.log import WriteLog
 from sftcore.train.open import open_model, padded
+from sftcore.train.optimizers import choose_optimizer
 from sftcore.train.output import make_run_folder, write_args
 from sftcore.train.progress import ShowProgress
 from sftcore.train.resume import (
@@ -33,6 +34,7 @@ from sftcore.train.resume import (
     read_loader_state,
 )
 from sftcore.train.schedule import EvaluateAtEnd, FollowEpochs
+from sftcore.train.schedulers import check_schedule
 from sftcore.train.stopping import StopOnSignal
 from sftcore.train.trainer import SftTrainer
 from sftcore.tuners import tuner_callbacks
@@ -68,6 +70,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         CheckpointError: A checkpoint could not be written, as where the disk is full.
     """
     quieten()
+    choose_optimizer(config)  # a wrong one is said before any data is read
+    check_schedule(config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     resume = find_resume(config)
     folder = resolve_model(config.model)

@@ -28,12 +28,14 @@ from sftcore.models.checkpointing import activations_of
 from sftcore.train.checkpoints import LOADER_STATE, Checkpoints, save_checkpoint
 from sftcore.train.evaluate import Evaluator
 from sftcore.train.finite import FiniteGuard
+from sftcore.train.loaders import say
 from sftcore.train.method import LossMethod
+from sftcore.train.optimizers import make_optimizer
 from sftcore.train.output import write_args
 from sftcore.train.resume import Resume, fitting, restore_optimizer
 from sftcore.train.stopping import LeaveEvaluation, StopOnSignal
 from sftcore.train.tally import Tally
-from sftcore.tuners import set_learning_rates, tuner_loss, tuner_numbers
+from sftcore.tuners import tuner_loss, tuner_numbers
 
 
 class _Stream(IterableDataset[dict[str, torch.Tensor]]):
@@ -156,13 +158,13 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         self.tally.add(inputs, losses)
         return (loss, losses) if return_outputs else loss
 
-    def create_optimizer(self, model: Any = None) -> Any:
-        """Gives parameters of a tuner their own learning rates."""
-        is_new = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if is_new:
-            set_learning_rates(optimizer, self.model, self.config)
-        return optimizer
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> Any:
+        """The optimizer that the settings name, whose parameter groups they shape."""
+        if self.optimizer is None:
+            made, line = make_optimizer(self, model or self.model, self.config)
+            self.optimizer: Any = made
+            say(line)
+        return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the accuracy of trained tokens and, where there are several data sets, the loss of each."""

@@ -9,7 +9,7 @@ from sftcore.tuners.apply import (
     tuner_loss,
     tuner_numbers,
 )
-from sftcore.tuners.rates import learning_rate_factors, set_learning_rates, undecayed_parameters
+from sftcore.tuners.rates import learning_rate_factors, undecayed_parameters
 from sftcore.tuners.table import count_parameters, describe_parameters
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "count_parameters",
     "describe_parameters",
     "learning_rate_factors",
-    "set_learning_rates",
     "tuner_callbacks",
     "tuner_loss",
     "tuner_numbers",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sftcore.config import TrainConfig
 from sftcore.tuners.sora import SoraModel
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.optim import Optimizer
 
 _GATES_FACTOR = 100.0
 
@@ -44,29 +43,3 @@ def learning_rate_factors(model: nn.Module, config: TrainConfig) -> dict[str, fl
 def undecayed_parameters(model: nn.Module) -> set[str]:
     """Returns the names of parameters of a tuner that weight decay would distort: the gates of SoRA."""
     return set(model.gates()) if isinstance(model, SoraModel) else set()
-
-
-def set_learning_rates(optimizer: Optimizer, model: nn.Module, config: TrainConfig) -> None:
-    """Gives each parameter its learning rate, before the first step.
-
-    Groups are split where their parameters differ; those that keep their learning rate stay first.
-    """
-    factors, undecayed = learning_rate_factors(model, config), undecayed_parameters(model)
-    if not factors and not undecayed:
-        return
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups: list[dict[str, Any]] = []
-    for group in optimizer.param_groups:
-        parts: dict[tuple[float, bool], list[Any]] = {}
-        for parameter in group["params"]:
-            name = names[id(parameter)]
-            key = factors.get(name, 1.0), name in undecayed
-            parts.setdefault(key, []).append(parameter)
-        for (factor, is_undecayed), parameters in parts.items():
-            part = {**group, "params": parameters, "lr": group["lr"] * factor}
-            if is_undecayed:
-                part["weight_decay"] = 0.0
-            groups.append(part)
-    optimizer.param_groups[:] = sorted(
-        groups, key=lambda group: factors.get(names[id(group["params"][0])], 1.0) != 1.0
-    )
