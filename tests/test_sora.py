@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from sftcore.config import MergeConfig, TrainConfig
 from sftcore.errors import ConfigError
 from sftcore.export import merge
-from sftcore.tuners import learning_rate_factors, set_learning_rates
+from sftcore.train.parameters import parameter_groups
+from sftcore.tuners import learning_rate_factors
 from sftcore.tuners.sora import soft_threshold
 from training import config_of, losses
 from tuned import logits_of, tune
@@ -114,10 +115,11 @@ def test_gates_have_their_learning_rate_and_no_decay(
     factors = learning_rate_factors(tuned.model, config)
     assert factors == dict.fromkeys(tuned.model.gates(), pytest.approx(5.0))
     trained = [p for p in tuned.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.1)
-    set_learning_rates(optimizer, tuned.model, config)
-    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [
-        (1e-2, 0.1),
-        (pytest.approx(0.05), 0.0),
+    decayed = {name for name, _ in tuned.model.named_parameters()}
+    groups, _ = parameter_groups(tuned.model, config, decayed=decayed)
+    rate = config.effective_learning_rate
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [
+        (rate, config.weight_decay),
+        (pytest.approx(rate * 5), 0.0),
     ]
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(trained)
+    assert sum(len(group["params"]) for group in groups) == len(trained)

@@ -18,12 +18,12 @@ peft = pytest.importorskip("peft")
 from sftcore.config import MergeConfig, TrainConfig
 from sftcore.errors import ConfigError
 from sftcore.export import merge
+from sftcore.train.parameters import parameter_groups
 from sftcore.tuners import (
     apply_tuner,
     check_engine,
     describe_parameters,
     learning_rate_factors,
-    set_learning_rates,
 )
 from training import config_of, losses
 from tuned import logits_of, tune
@@ -196,12 +196,12 @@ def test_lora_plus_gives_b_its_own_learning_rate(model: Path, rows: Path, tmp_pa
     tuned = apply_tuner(load(model), config)
     factors = learning_rate_factors(tuned, config)
     assert set(factors) == {name for name, _ in tuned.named_parameters() if ".lora_B." in name}
-    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-3)
-    set_learning_rates(optimizer, tuned, config)
-    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    groups, _ = parameter_groups(tuned, config, decayed=set())
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    rate = config.effective_learning_rate
     for name, parameter in tuned.named_parameters():
         if parameter.requires_grad:
-            assert rates[id(parameter)] == pytest.approx(1.6e-2 if ".lora_B." in name else 1e-3)
+            assert rates[id(parameter)] == pytest.approx(rate * (16 if ".lora_B." in name else 1))
 
 
 def test_an_adapter_has_the_dtype_that_is_asked_for(
