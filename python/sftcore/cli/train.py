@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 EXAMPLE = """example:
   sftcore train --model smollm2-135m --dataset my.jsonl --learning_rate 2e-4 --num_train_epochs 2
   sftcore train --config run.yaml --max_steps 100
+  sftcore train --config run.yaml --dry_run        what it would do, and how much memory and time it takes
 """
 
 
@@ -37,4 +38,5 @@ def run(known: argparse.Namespace) -> None:
     from sftcore.train import train  # torch is loaded once the settings are known to be right
 
     result = train(config)
-    print(result["best_model_checkpoint"])
+    if not config.dry_run:
+        print(result["best_model_checkpoint"])

@@ -51,7 +51,9 @@ class OutputConfig:
                 )
         for word in ("auto", "all", "none"):
             if word in self.report_to and len(self.report_to) > 1:
-                raise ConfigError(f"--report_to {word} stands alone; found {', '.join(self.report_to)}")
+                raise ConfigError(
+                    f"--report_to {word} stands alone; found {', '.join(self.report_to)}"
+                )
         is_named = any(name not in ("auto", "none", "tensorboard") for name in self.report_to)
         names = is_named, "--report_to wandb, mlflow, swanlab or trackio"
         check_effects(

@@ -44,6 +44,8 @@ class TrainConfig(
             raise ConfigError(
                 "--tokens_per_batch and --per_device_train_batch_size exclude each other"
             )
+        if self.streaming and self.test_oom:
+            raise ConfigError("--test_oom needs an index of the data; leave out --streaming")
         if self.streaming and self.max_steps == -1:
             raise ConfigError("--streaming knows no end of the data; set --max_steps")
 

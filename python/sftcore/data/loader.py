@@ -440,12 +440,12 @@ class BatchLoader:
     def shapes(self, epoch: int) -> NDArray[np.int64]:
         """Returns the size of each micro-batch of this rank in an epoch, in order, without preparing any.
 
-        Int64 `[micro-batches, 5]`: the optimizer step it is of, rows, width, tokens without padding, and trained tokens.
+        Int64 `[micro-batches, 5]`: its optimizer step, rows, width, tokens without padding, trained tokens.
         """
         return self._batches.shapes(epoch)
 
     def lengths(self, epoch: int) -> NDArray[np.int64]:
-        """Returns the tokens of each example of an epoch, over all ranks, in no particular order, int64 `[examples]`."""
+        """Returns the tokens of each example of an epoch, over all ranks, in no set order, int64 `[examples]`."""
         return self._batches.lengths(epoch)
 
     def place(self, row: int) -> tuple[Path, int]:

@@ -254,7 +254,9 @@ def _draw(axes: Axes, panel: Panel) -> None:
 
     for curve, colour in zip(panel.curves, _COLOURS, strict=False):
         if curve.held_out:
-            axes.plot(curve.steps, curve.values, "o-", ms=4, lw=1.5, color=colour, label=curve.label)
+            axes.plot(
+                curve.steps, curve.values, "o-", ms=4, lw=1.5, color=colour, label=curve.label
+            )
         elif panel.smoothed and len(curve.values) >= 10:
             is_alone = len([other for other in panel.curves if not other.held_out]) == 1
             axes.plot(curve.steps, curve.values, lw=0.8, alpha=0.3, color=colour)
@@ -264,7 +266,9 @@ def _draw(axes: Axes, panel: Panel) -> None:
             axes.plot(curve.steps, means, lw=1.8, color=colour, label=label)
         else:
             marker = "o" if len(curve.values) == 1 else None
-            axes.plot(curve.steps, curve.values, lw=1.6, marker=marker, color=colour, label=curve.label)
+            axes.plot(
+                curve.steps, curve.values, lw=1.6, marker=marker, color=colour, label=curve.label
+            )
     _scale(axes, panel)
     axes.set_title(panel.title, fontsize=11, loc="left", fontweight="bold")
     axes.set_xlabel("optimizer step", fontsize=9, color=_GREY)

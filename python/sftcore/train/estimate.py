@@ -100,7 +100,7 @@ class Estimate:
     notes: list[str]
 
 
-class TensorMemory(TorchDispatchMode):
+class TensorMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors that are alive, each storage once.
 
     Attributes:
@@ -109,7 +109,7 @@ class TensorMemory(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterator[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known = WeakIdKeyDictionary()
         for tensor in known:
@@ -175,7 +175,9 @@ def estimate_step(
         other = _trace(turned, settings, size, dtypes, attention, accumulates)
     except (RuntimeError, TypeError, AttributeError) as error:
         # fake tensors raise kinds of RuntimeError where a value is asked for
-        raise NotImplementedError(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        raise NotImplementedError(
+            f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
     state, notes = _optimizer_bytes(optimizer, asked.trained_bytes, asked.trained)
     if attention.is_flash:
         notes.append(f"{attention.name} is counted as PyTorch's own fused attention")
@@ -222,8 +224,10 @@ def _trace(
     attention: Attention,
     accumulates: bool,
 ) -> _Trace:
-    with FakeTensorMode():
+    with torch.device("meta"):
         model = _build(config, settings, dtypes, attention)
+    with FakeTensorMode():
+        _make_fake(model)
         parameters = list(model.parameters())
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         memory = TensorMemory(chain(parameters, model.buffers()))
@@ -275,6 +279,24 @@ def _build(config: TrainConfig, settings: Any, dtypes: Dtypes, attention: Attent
         arguments = checkpointing_arguments("full" if kind == "offload" else kind)
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
     return model
+
+
+def _make_fake(model: nn.Module) -> None:
+    """Puts fake tensors on the CPU in place of meta tensors, which have no kernels of their own for attention."""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:
+                    fake: Tensor = torch.empty_strided(
+                        tensor.shape, tensor.stride(), dtype=tensor.dtype
+                    )
+                    if isinstance(tensor, nn.Parameter):
+                        fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                    made[id(tensor)] = fake
+                tensors[name] = made[id(tensor)]  # type: ignore[assignment]
 
 
 def _decode(config: TrainConfig, model: Any, size: BatchSize, attention: Attention) -> Tensor:
@@ -342,7 +364,9 @@ def _optimizer_bytes(name: str, trained_bytes: int, trained: int) -> tuple[int, 
     if name.startswith(_KEPT_ON_HOST):
         return 0, [f"{name} keeps its state in the memory of the host"]
     if name not in _STATES:
-        return 2 * trained_bytes, [f"{name} is counted as AdamW, whose state is twice the trained weights"]
+        return 2 * trained_bytes, [
+            f"{name} is counted as AdamW, whose state is twice the trained weights"
+        ]
     number, width = _STATES[name]
     return int(number * (trained_bytes if width is None else trained * width)), []
 

@@ -12,10 +12,9 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from transformers import TrainerCallback
 from transformers.integrations import (
     MLflowCallback,
     SwanLabCallback,
@@ -27,6 +26,9 @@ from transformers.integrations import (
 from sftcore.config import TrainConfig
 from sftcore.config.output import LOGGERS
 from sftcore.errors import ConfigError, SftcoreError
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 _LEAVE_OUT = "or leave it out of --report_to"
 _LOG_IN = {
@@ -150,14 +152,15 @@ class _MLflow(_Begun, MLflowCallback):  # type: ignore[misc, unused-ignore]
     logger = "mlflow"
 
     def begin(self, package: Any) -> None:
-        package.set_experiment(
-            os.environ.get("MLFLOW_EXPERIMENT_NAME", self.run_settings.project)
-        )
+        package.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", self.run_settings.project))
         if "MLFLOW_RUN_ID" in os.environ:
             return  # the callback goes on with that run
         package.start_run(run_name=self.run_name)
         # MLflow refuses longer values
-        settings = {f"settings/{name}": str(value)[:6000] for name, value in self.run_settings.to_dict().items()}
+        settings = {
+            f"settings/{name}": str(value)[:6000]
+            for name, value in self.run_settings.to_dict().items()
+        }
         package.log_params(settings)
 
     def end(self, package: Any) -> None:

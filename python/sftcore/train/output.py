@@ -18,9 +18,27 @@ from sftcore.config import TrainConfig
 
 # what decides the numbers of a run
 _PACKAGES = (
-    "sftcore", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "bitsandbytes",
-    "flash-attn", "liger-kernel", "triton", "deepspeed", "gguf", "matplotlib", "rich", "tensorboard", "wandb", "mlflow",
-    "swanlab", "trackio",
+    "sftcore",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "bitsandbytes",
+    "flash-attn",
+    "liger-kernel",
+    "triton",
+    "deepspeed",
+    "gguf",
+    "matplotlib",
+    "rich",
+    "tensorboard",
+    "wandb",
+    "mlflow",
+    "swanlab",
+    "trackio",
 )
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "WORLD_SIZE", "PYTORCH_CUDA_ALLOC_CONF")
 

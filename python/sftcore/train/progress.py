@@ -189,7 +189,11 @@ def short(number: float) -> str:
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if number >= size * 0.99995:
             unit = 1e3 if letter == "k" else size
-            return f"{number / unit:.1f}{letter}" if number < 100 * unit else f"{number / unit:.0f}{letter}"
+            return (
+                f"{number / unit:.1f}{letter}"
+                if number < 100 * unit
+                else f"{number / unit:.0f}{letter}"
+            )
     return f"{number:,.0f}"
 
 

@@ -16,13 +16,17 @@ from sftcore.data.run import save_data
 from sftcore.errors import SftcoreError
 from sftcore.models import quieten, resolve_model
 from sftcore.train.arguments import training_arguments
+from sftcore.train.dry_run import dry_run, without_files
+from sftcore.train.largest import TryLargest, explain_out_of_memory
 from sftcore.train.ledger import WriteLedger, continue_ledger
 from sftcore.train.loaders import describe_data, open_loaders, say
-from sftcore.train.log import WriteLog
+from sftcore.train.log import WriteLog, finite
+from sftcore.train.loggers import choose_loggers, make_loggers
 from sftcore.train.open import open_model, padded
-from sftcore.train.output import make_run_folder, write_args
+from sftcore.train.output import make_run_folder, write_args, write_environment
 from sftcore.train.progress import ShowProgress
 from sftcore.train.schedule import EvaluateAtEnd
+from sftcore.train.speed import MeasureSpeed, describe_speed
 from sftcore.train.trainer import SftTrainer, read_loader_state
 
 
@@ -33,12 +37,10 @@ class Steps:
     Attributes:
         total: All of them.
         per_epoch: Those of the first epoch; None where a stream does not know.
-        trained_tokens: The trained tokens of one, on average, over all ranks; None as above.
     """
 
     total: int
     per_epoch: int | None
-    trained_tokens: float | None
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Returns:
         `best_model_checkpoint`, `last_model_checkpoint`, `best_metric` (the lowest evaluation loss,
         None without evaluation), `global_step`, `log_history`, `output_dir`, `data` (the report of the
-        loader).
+        loader), and `speed` (seconds, tokens, rates, shares and `memory_gib`). With `dry_run`, the plan.
 
     Raises:
         SftcoreError: A setting, a row, the template or the tokenizer is wrong. Nothing is written
@@ -55,21 +57,27 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     quieten()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    folder = resolve_model(config.model)
+    loggers, note = choose_loggers(config)
+    if config.dry_run:
+        config = without_files(config)
+    folder = resolve_model(config.model, weights=not config.dry_run)
     encoder = _open_encoder(config, folder)
     train_loader, eval_loader = open_loaders(config, encoder, world_size)
     say(describe_data(train_loader, eval_loader))
     set_seed(config.seed)
+    if config.dry_run:
+        return dry_run(config, folder, encoder, (train_loader, eval_loader), world_size)
     opened = open_model(config, folder)
     model, method = opened.model, opened.method
     if opened.padding_reason:
         config = padded(config)
         train_loader, eval_loader = open_loaders(config, encoder, world_size)
-    for line in opened.lines:
+    for line in [*opened.lines, *([note] if note else [])]:
         say(line)
     steps = _count_steps(config, train_loader)
     run_folder = make_run_folder(config)
     write_args(run_folder, config)
+    write_environment(run_folder)
     if isinstance(train_loader, BatchLoader) and os.environ.get("RANK", "0") == "0":
         save_data(train_loader, run_folder)
     save_every = max(1, min(500, steps.per_epoch or 500, steps.total))
@@ -81,7 +89,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             f"asked for {world_size} processes, but Transformers runs {arguments.world_size}"
         )
     say(_describe_steps(config, steps, world_size, run_folder))
-    progress = ShowProgress(lines=config.disable_tqdm, trained_tokens_per_step=steps.trained_tokens)
+    speed = MeasureSpeed()
+    progress = ShowProgress(lines=config.disable_tqdm)
     trainer = SftTrainer(
         model=model,
         args=arguments,
@@ -89,13 +98,18 @@ def train(config: TrainConfig) -> dict[str, Any]:
         eval_loader=eval_loader,
         config=config,
         method=method,
+        speed=speed,
         callbacks=[
+            speed,
             EvaluateAtEnd(evaluate=eval_loader is not None),
             WriteLedger(train_loader, run_folder),
             WriteLog(run_folder),
             progress,
+            *make_loggers(loggers, config, run_folder),
         ],
     )
+    if config.test_oom:
+        trainer.callback_handler.callbacks.insert(0, TryLargest(trainer))
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     try:
@@ -105,10 +119,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 read_loader_state(checkpoint), allow_data_change=config.allow_data_change
             )
             continue_ledger(checkpoint, run_folder)
-        trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+        with explain_out_of_memory(speed, config):
+            trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     finally:
         progress.stop()
     result = _result(trainer, run_folder, train_loader)
+    say(describe_speed(result["speed"]))
     say(f"best checkpoint: {result['best_model_checkpoint']}; curves: {run_folder / 'images'}")
     return result
 
@@ -135,13 +151,11 @@ def _open_encoder(config: TrainConfig, folder: Path) -> Encoder:
 
 def _count_steps(config: TrainConfig, loader: BatchLoader | StreamLoader) -> Steps:
     if not isinstance(loader, BatchLoader):
-        return Steps(total=config.max_steps, per_epoch=None, trained_tokens=None)
+        return Steps(total=config.max_steps, per_epoch=None)
     total = config.max_steps
     if total == -1:
         total = loader.num_steps(config.num_train_epochs)
-    tokens = sum(part["trained_tokens"] for part in loader.report["epoch"])
-    per_epoch = loader.steps_per_epoch
-    return Steps(total=total, per_epoch=per_epoch, trained_tokens=tokens / max(per_epoch, 1))
+    return Steps(total=total, per_epoch=loader.steps_per_epoch)
 
 
 def _describe_steps(config: TrainConfig, steps: Steps, world_size: int, run_folder: Path) -> str:
@@ -174,8 +188,9 @@ def _result(
         "log_history": state.log_history,
         "output_dir": str(run_folder),
         "data": train_loader.report,
+        "speed": trainer.speed.summary(trainer.gather),
     }
     if state.is_world_process_zero:
-        text = json.dumps(result, ensure_ascii=False, indent=2)
+        text = json.dumps(finite(result), ensure_ascii=False, indent=2)
         (run_folder / "result.json").write_text(text, encoding="utf-8")
     return result

@@ -69,7 +69,8 @@ class MeasureSpeed(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self.window = Counts()
         self.total = Counts()
         self.started = self.mark = time.perf_counter()
-        self.num_steps = 0
+        # rows and widths of the micro-batches of the step under way
+        self.shapes: list[tuple[int, int]] = []
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yields `batches`, counting their tokens and the seconds that each is waited for."""
@@ -81,6 +82,8 @@ class MeasureSpeed(TrainerCallback):  # type: ignore[misc, unused-ignore]
             if batch is None:
                 return
             self.window.add(count_tokens(batch))
+            rows, width = batch["labels"].shape
+            self.shapes.append((rows, width))
             yield batch
 
     def take(self, gather: Callable[[Tensor], Tensor], state: TrainerState) -> dict[str, float]:
@@ -133,6 +136,7 @@ class MeasureSpeed(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self.window.steps += 1
         self.window.seconds += now - self.mark
         self.mark = now
+        self.shapes.clear()
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -147,9 +151,7 @@ class MeasureSpeed(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self.mark = time.perf_counter()
 
     @staticmethod
-    def _over_ranks(
-        gather: Callable[[Tensor], Tensor], counts: Counts
-    ) -> tuple[Counts, float]:
+    def _over_ranks(gather: Callable[[Tensor], Tensor], counts: Counts) -> tuple[Counts, float]:
         """Returns the counts of all ranks and the highest peak of memory in bytes."""
         names = [field.name for field in fields(counts)]
         own = [*(getattr(counts, name) for name in names), float(peak_memory())]

@@ -26,6 +26,7 @@ from sftcore.errors import ConfigError
 from sftcore.models.checkpointing import activations_of
 from sftcore.train.method import LossMethod
 from sftcore.train.output import write_args
+from sftcore.train.speed import MeasureSpeed
 from sftcore.train.tally import Tally
 
 LOADER_STATE = "loader_state.json"
@@ -34,12 +35,22 @@ LOADER_STATE = "loader_state.json"
 class _Stream(IterableDataset[dict[str, torch.Tensor]]):
     """The batches of a loader: one epoch, or epoch after epoch without end."""
 
-    def __init__(self, loader: BatchLoader | StreamLoader, *, endless: bool) -> None:
+    def __init__(
+        self,
+        loader: BatchLoader | StreamLoader,
+        *,
+        endless: bool,
+        speed: MeasureSpeed | None = None,
+    ) -> None:
         super().__init__()
         self.loader = loader
         self.endless = endless
+        self.speed = speed
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return self.speed.watch(self._batches()) if self.speed else self._batches()
+
+    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
         yield from self.loader
         while self.endless:
             yield from self.loader
@@ -55,13 +66,15 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         eval_loader: BatchLoader | None,
         config: TrainConfig,
         method: LossMethod,
+        speed: MeasureSpeed,
         **arguments: Any,
     ) -> None:
         self.train_loader = train_loader
         self.eval_loader = eval_loader
         self.config = config
         self.method = method
-        train_stream = _Stream(train_loader, endless=True)
+        self.speed = speed
+        train_stream = _Stream(train_loader, endless=True, speed=speed)
         super().__init__(train_dataset=train_stream, eval_dataset=eval_loader and [], **arguments)
         # the loss below divides by num_items_in_batch
         self.loss_is_scaled_for_ga = True
@@ -94,10 +107,16 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         return (loss, losses) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the accuracy of trained tokens and, where there are several data sets, the loss of each."""
+        """Adds accuracy, the loss of each data set where there are several, and how fast the run goes."""
         if "loss" in logs:
             logs |= self.tally.take(self.accelerator.reduce)
+            logs |= self.speed.take(self.gather, self.state)
         super().log(logs, start_time)
+
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Joins a tensor of every rank along its first dimension."""
+        gathered: torch.Tensor = self.accelerator.gather(values.to(self.args.device))
+        return gathered
 
     def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """The micro-batches of this rank, epoch after epoch."""
