@@ -17,6 +17,7 @@ EXAMPLE = """example:
   sftcore train --model smollm2-135m --dataset my.jsonl --learning_rate 2e-4 --num_train_epochs 2
   sftcore train --config run.yaml --max_steps 100
   sftcore train --config run.yaml --resume_from_checkpoint last
+  sftcore train --config run.yaml --dry_run        what it would do, and how much memory and time it takes
 """
 
 
@@ -44,4 +45,5 @@ def run(known: argparse.Namespace) -> None:
     except StoppedError as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
-    print(result["best_model_checkpoint"])
+    if not config.dry_run:
+        print(result["best_model_checkpoint"])

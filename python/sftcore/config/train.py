@@ -67,6 +67,8 @@ class TrainConfig(
                     raise ConfigError(f"--{name} has no effect with --eval_strategy no")
         if self.streaming and self.eval_strategy == "epoch":
             raise ConfigError("--streaming knows no end of an epoch; set --eval_strategy steps")
+        if self.streaming and self.test_oom:
+            raise ConfigError("--test_oom needs an index of the data; leave out --streaming")
         if self.streaming and self.max_steps == -1:
             raise ConfigError("--streaming knows no end of the data; set --max_steps")
 

@@ -17,13 +17,16 @@ from sftcore.errors import SftcoreError
 from sftcore.models import quieten, resolve_model
 from sftcore.train.arguments import training_arguments
 from sftcore.train.best import check_evaluation, copy_best, meeting_note
+from sftcore.train.dry_run import dry_run, without_files
 from sftcore.train.early_stopping import StopEarly
+from sftcore.train.largest import TryLargest, explain_out_of_memory
 from sftcore.train.ledger import WriteLedger
 from sftcore.train.loaders import describe_data, open_loaders, say
-from sftcore.train.log import WriteLog
+from sftcore.train.log import WriteLog, finite
+from sftcore.train.loggers import choose_loggers, make_loggers
 from sftcore.train.open import open_model, padded
 from sftcore.train.optimizers import choose_optimizer
-from sftcore.train.output import make_run_folder, write_args
+from sftcore.train.output import make_run_folder, write_args, write_environment
 from sftcore.train.progress import ShowProgress
 from sftcore.train.resume import (
     GoOn,
@@ -35,6 +38,7 @@ from sftcore.train.resume import (
 )
 from sftcore.train.schedule import EvaluateAtEnd, FollowEpochs
 from sftcore.train.schedulers import check_schedule
+from sftcore.train.speed import MeasureSpeed, describe_speed
 from sftcore.train.stopping import StopOnSignal
 from sftcore.train.trainer import SftTrainer
 from sftcore.tuners import tuner_callbacks
@@ -47,12 +51,10 @@ class Steps:
     Attributes:
         total: All of them.
         per_epoch: Those of the first epoch; None where a stream does not know.
-        trained_tokens: The trained tokens of one, on average, over all ranks; None as above.
     """
 
     total: int
     per_epoch: int | None
-    trained_tokens: float | None
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Returns:
         `best_model_checkpoint`, `last_model_checkpoint`, `best_metric` (that of
         `best_model_checkpoint`, None without evaluation), `global_step`, `log_history`, `output_dir`, `data` (the
-        report of the loader).
+        report of the loader), and `speed` (seconds, tokens, rates, shares and `memory_gib`). With `dry_run`, the plan.
 
     Raises:
         SftcoreError: A setting, a row, the template or the tokenizer is wrong. Nothing is written
@@ -73,18 +75,23 @@ def train(config: TrainConfig) -> dict[str, Any]:
     choose_optimizer(config)  # a wrong one is said before any data is read
     check_schedule(config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    resume = find_resume(config)
-    folder = resolve_model(config.model)
+    loggers, note = choose_loggers(config)
+    resume = None if config.dry_run else find_resume(config)
+    if config.dry_run:
+        config = without_files(config)
+    folder = resolve_model(config.model, weights=not config.dry_run)
     encoder = _open_encoder(config, folder)
     train_loader, eval_loader = open_loaders(config, encoder, world_size)
     say(describe_data(train_loader, eval_loader))
     set_seed(config.seed)
+    if config.dry_run:
+        return dry_run(config, folder, encoder, (train_loader, eval_loader), world_size)
     opened = open_model(config, folder)
     model, method = opened.model, opened.method
     if opened.padding_reason:
         config = padded(config)
         train_loader, eval_loader = open_loaders(config, encoder, world_size)
-    for line in opened.lines:
+    for line in [*opened.lines, *([note] if note else [])]:
         say(line)
     check_evaluation(config, eval_loader)
     steps = _count_steps(config, train_loader)
@@ -94,6 +101,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         train_loader.load_state_dict(state, allow_data_change=config.allow_data_change)
     run_folder = (resume and resume.run_folder) or make_run_folder(config)
     write_args(run_folder, config)
+    write_environment(run_folder)
     if isinstance(train_loader, BatchLoader) and os.environ.get("RANK", "0") == "0":
         save_data(train_loader, run_folder)
     save_every = max(1, min(500, steps.per_epoch or 500, steps.total))
@@ -106,9 +114,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
         )
     say(_describe_steps(config, steps, world_size, run_folder))
     stopping = StopOnSignal(world_size=world_size)
-    if eval_loader and (note := meeting_note(config, int(arguments.save_steps), steps.total)):
-        say(note)
-    progress = ShowProgress(lines=config.disable_tqdm, trained_tokens_per_step=steps.trained_tokens)
+    if eval_loader and (meeting := meeting_note(config, int(arguments.save_steps), steps.total)):
+        say(meeting)
+    speed = MeasureSpeed()
+    progress = ShowProgress(lines=config.disable_tqdm)
     trainer = SftTrainer(
         model=model,
         args=arguments,
@@ -118,7 +127,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         method=method,
         stopping=stopping,
         resume=resume,
+        speed=speed,
         callbacks=[
+            speed,
             FollowEpochs(train_loader),
             EvaluateAtEnd(evaluate=eval_loader is not None),
             WriteLedger(train_loader, run_folder),
@@ -127,14 +138,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
             stopping,
             *of_tuner,
             *_early_stopping(config),
+            *make_loggers(loggers, config, run_folder),
         ],
     )
+    if config.test_oom:
+        trainer.callback_handler.callbacks.insert(0, TryLargest(trainer))
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     try:
         if os.environ.get("RANK", "0") == "0":
             prepare_folder(resume, run_folder)
-        with stopping:
+        with stopping, explain_out_of_memory(speed, config):
             _run(trainer, resume, steps.total)
     finally:
         progress.stop()
@@ -143,6 +157,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     result = _result(trainer, run_folder, train_loader)
     if config.load_best_model_at_end and trainer.is_world_process_zero():
         copy_best(Path(result["best_model_checkpoint"]), run_folder)
+    say(describe_speed(result["speed"]))
     say(f"best checkpoint: {result['best_model_checkpoint']}; curves: {run_folder / 'images'}")
     return result
 
@@ -199,13 +214,11 @@ def _early_stopping(config: TrainConfig) -> list[StopEarly]:
 
 def _count_steps(config: TrainConfig, loader: BatchLoader | StreamLoader) -> Steps:
     if not isinstance(loader, BatchLoader):
-        return Steps(total=config.max_steps, per_epoch=None, trained_tokens=None)
+        return Steps(total=config.max_steps, per_epoch=None)
     total = config.max_steps
     if total == -1:
         total = loader.num_steps(config.num_train_epochs)
-    tokens = sum(part["trained_tokens"] for part in loader.report["epoch"])
-    per_epoch = loader.steps_per_epoch
-    return Steps(total=total, per_epoch=per_epoch, trained_tokens=tokens / max(per_epoch, 1))
+    return Steps(total=total, per_epoch=loader.steps_per_epoch)
 
 
 def _describe_steps(config: TrainConfig, steps: Steps, world_size: int, run_folder: Path) -> str:
@@ -238,8 +251,9 @@ def _result(
         "log_history": state.log_history,
         "output_dir": str(run_folder),
         "data": train_loader.report,
+        "speed": trainer.speed.summary(trainer.gather),
     }
     if state.is_world_process_zero:
-        text = json.dumps(result, ensure_ascii=False, indent=2)
+        text = json.dumps(finite(result), ensure_ascii=False, indent=2)
         (run_folder / "result.json").write_text(text, encoding="utf-8")
     return result

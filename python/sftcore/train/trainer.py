@@ -33,6 +33,7 @@ from sftcore.train.method import LossMethod
 from sftcore.train.optimizers import make_optimizer
 from sftcore.train.output import write_args
 from sftcore.train.resume import Resume, fitting, restore_optimizer
+from sftcore.train.speed import MeasureSpeed
 from sftcore.train.stopping import LeaveEvaluation, StopOnSignal
 from sftcore.train.tally import Tally
 from sftcore.tuners import tuner_loss, tuner_numbers
@@ -41,12 +42,22 @@ from sftcore.tuners import tuner_loss, tuner_numbers
 class _Stream(IterableDataset[dict[str, torch.Tensor]]):
     """The batches of a loader: one epoch, or epoch after epoch without end."""
 
-    def __init__(self, loader: BatchLoader | StreamLoader, *, endless: bool) -> None:
+    def __init__(
+        self,
+        loader: BatchLoader | StreamLoader,
+        *,
+        endless: bool,
+        speed: MeasureSpeed | None = None,
+    ) -> None:
         super().__init__()
         self.loader = loader
         self.endless = endless
+        self.speed = speed
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return self.speed.watch(self._batches()) if self.speed else self._batches()
+
+    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
         yield from self.loader
         while self.endless:
             yield from self.loader
@@ -62,6 +73,7 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         eval_loader: BatchLoader | None,
         config: TrainConfig,
         method: LossMethod,
+        speed: MeasureSpeed,
         stopping: StopOnSignal,
         resume: Resume | None = None,
         **arguments: Any,
@@ -70,11 +82,12 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         self.eval_loader = eval_loader
         self.config = config
         self.method = method
+        self.speed = speed
         self.stopping = stopping
         self.resume = resume
         # the temporary folder of a checkpoint that is being saved
         self.saves_into: str | None = None
-        train_stream = _Stream(train_loader, endless=True)
+        train_stream = _Stream(train_loader, endless=True, speed=speed)
         super().__init__(train_dataset=train_stream, eval_dataset=eval_loader and [], **arguments)
         self.checkpoints = Checkpoints(
             Path(self.args.output_dir),
@@ -167,11 +180,17 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the accuracy of trained tokens and, where there are several data sets, the loss of each."""
+        """Adds accuracy, the loss of each data set where there are several, and how fast the run goes."""
         logs = self.finite.amend(logs, self.state.global_step)
         if "loss" in logs:
             logs |= self.tally.take(self.accelerator.reduce) | tuner_numbers(self.model)
+            logs |= self.speed.take(self.gather, self.state)
         super().log(logs, start_time)
+
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Joins a tensor of every rank along its first dimension."""
+        gathered: torch.Tensor = self.accelerator.gather(values.to(self.args.device))
+        return gathered
 
     def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """The micro-batches of this rank, epoch after epoch."""
