@@ -129,16 +129,16 @@ def train(config: TrainConfig) -> dict[str, Any]:
         resume=resume,
         speed=speed,
         callbacks=[
+            FollowEpochs(train_loader),  # the first: others read the epoch
             speed,
-            FollowEpochs(train_loader),
             EvaluateAtEnd(evaluate=eval_loader is not None),
             WriteLedger(train_loader, run_folder),
             WriteLog(run_folder),
             progress,
-            stopping,
             *of_tuner,
             *_early_stopping(config),
             *make_loggers(loggers, config, run_folder),
+            stopping,  # the last: it overrules what others ask for
         ],
     )
     if config.test_oom:
