@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from sftcore.config import TrainConfig
+from sftcore.train.speed import Counts
 
 
 def make_model(folder: Path, tokenizer: Path) -> Path:
@@ -64,6 +65,10 @@ def config_of(model: Path, rows: Path, output: Path, **settings: Any) -> TrainCo
     return TrainConfig(**{**given, **settings})
 
 
+# what a clock tells, and memory
+CLOCKED = {*Counts().rates(), "memory_gib", "eta_seconds"}
+
+
 def contents(checkpoint: Path) -> dict[str, Any]:
     """All of a checkpoint that decides how a run goes on, comparable bit for bit."""
     found: dict[str, Any] = {}
@@ -75,7 +80,10 @@ def contents(checkpoint: Path) -> dict[str, Any]:
         elif path.suffix == ".safetensors" or path.name in ("ledger.jsonl", "loader_state.json"):
             found[path.name] = path.read_bytes()
     state = json.loads((checkpoint / "trainer_state.json").read_text())
-    found["log"] = state["log_history"]
+    found["log"] = [
+        {name: value for name, value in entry.items() if name not in CLOCKED}
+        for entry in state["log_history"]
+    ]
     found["epoch"] = state["epoch"]
     manifest = json.loads((checkpoint / "checkpoint.json").read_text())
     found["unlogged"] = {name: value for name, value in manifest.items() if "logged" in name}
