@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 RUST := $(shell find rust Cargo.toml Cargo.lock -name '*.rs' -o -name 'Cargo.*' -type f)
 CORE := python/sftcore/_core.abi3.so
 
-.PHONY: quickstart test check parity bench scale engines fuzz fuzz-keep wheel clean format
+.PHONY: quickstart test check parity bench bench-train scale engines fuzz fuzz-keep wheel clean format
 
 quickstart: $(VENV)/.train $(CORE)
 	$(BIN)/python examples/quickstart/run.py
@@ -44,6 +44,12 @@ parity: $(VENV)/.dev $(CORE)
 bench: $(VENV)/.bench $(CORE)
 	$(BIN)/python benches/encode.py
 	$(BIN)/python benches/data_path.py
+
+# training beside TRL, which has an environment of its own
+TRL := .venv-trl
+bench-train: $(VENV)/.dev $(CORE) $(TRL)/.ready
+	$(BIN)/python benches/loss.py
+	$(BIN)/python benches/train.py --trl $(TRL)/bin/python --shared $(SHARED)
 
 # the data engine on a gigabyte; `make scale SIZES="1G 10G"` takes half an hour and 12 GB of disk
 SIZES := 1G
@@ -88,7 +94,7 @@ wheel: $(VENV)/.base
 	$(BIN)/maturin build --release --out dist
 
 clean:
-	rm -rf $(VENV) target dist $(CORE)
+	rm -rf $(VENV) $(TRL) target dist $(CORE)
 
 # The environment, in layers; a layer is made again when what it is made from changes.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -116,6 +122,11 @@ $(VENV)/.dev: $(VENV)/.train
 
 $(VENV)/.bench: $(VENV)/.dev
 	$(PIP) -r <($(EXTRA) bench)
+	@touch $@
+
+$(TRL)/.ready: constraints.txt
+	@test -x $(TRL)/bin/python || $(PYTHON) -m venv $(TRL)
+	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check trl torch transformers peft
 	@touch $@
 
 $(CORE): $(RUST) | $(VENV)/.base

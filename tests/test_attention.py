@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -184,3 +186,20 @@ def test_each_trained_token_is_found_in_its_example() -> None:
         "cu_seqlens": torch.tensor([0, 3, 6, 12]),
     }
     assert examples_of_tokens(flat).tolist() == [0, 0, 1, 2, 2, 2]
+
+
+def test_code_of_a_model_runs_only_when_asked_for(tmp_path: Path) -> None:
+    from sftcore.models import load_settings
+
+    ran = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(
+        f"from transformers import LlamaConfig\nopen({str(ran)!r}, 'w').close()\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+    )
+    settings = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="pass --trust_remote_code true to run it"):
+        load_settings(tmp_path)
+    assert not ran.exists()
+    assert load_settings(tmp_path, trust_remote_code=True).model_type == "own"
+    assert ran.exists()

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from sftcore.errors import ConfigError
 from sftcore.train import train
 from training import config_of, losses
 
@@ -85,3 +86,62 @@ def test_offloaded_activations_change_nothing_and_weights_stay() -> None:
     loss.backward()
     for parameter, gradient in zip(net.parameters(), expected, strict=True):
         assert torch.equal(parameter.grad, gradient)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gradient_checkpointing": True, "gradient_checkpointing_kind": "offload"},
+        {"activation_offload": True},
+        {"tf32": True},
+        {"use_liger_kernel": True},
+    ],
+)
+def test_what_only_a_gpu_has_is_refused_without_one(
+    model: Path, few: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match="has no effect without a GPU"):
+        train(config_of(model, few, tmp_path, **settings))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"activation_offload": True},
+        {"gradient_checkpointing": True, "gradient_checkpointing_kind": "offload"},
+        {"torch_dtype": "float32", "torch_compile": True},
+    ],
+)
+def test_what_a_gpu_saves_changes_no_loss(
+    model: Path, few: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    config = config_of(model, few, tmp_path / "a", torch_dtype="float32")
+    expected = losses(train(config))
+    found = losses(train(replace(config, output_dir=str(tmp_path / "b"), **settings)))
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", [{"padding_free": True}, {"packing": True, "max_length": 512}])
+def test_flash_attention_keeps_examples_apart(
+    model: Path, few: Path, tmp_path: Path, layout: dict[str, Any]
+) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    pytest.importorskip("flash_attn", reason="needs the package flash-attn")
+    settings = {"per_device_train_batch_size": 16, "tuner_type": "lora", "num_train_epochs": 2}
+    config = config_of(model, few, tmp_path / "a", torch_dtype="bfloat16", **settings)
+    expected = losses(train(replace(config, attn_impl="sdpa")))
+    flash = replace(config, output_dir=str(tmp_path / "b"), attn_impl="flash_attention_2", **layout)
+    assert losses(train(flash)) == pytest.approx(expected, rel=2e-2)

@@ -20,3 +20,5 @@ class ModelConfig:
     attn_impl: str = "auto"
     """The attention kernel: auto (the fastest that fits, and why is said), sdpa, eager, flex_attention,
     flash_attention_2, flash_attention_3, or a kernel of the hub (kernels-community/...)."""
+    trust_remote_code: bool = False
+    """Runs Python code that comes with the model; read it first."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sftcore.models.loading import load_model, pick_dtype, quieten
+from sftcore.models.loading import load_model, load_settings, pick_dtype, quieten
 from sftcore.models.registry import resolve_model
 
-__all__ = ["load_model", "pick_dtype", "quieten", "resolve_model"]
+__all__ = ["load_model", "load_settings", "pick_dtype", "quieten", "resolve_model"]

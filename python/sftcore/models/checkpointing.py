@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -60,6 +60,18 @@ def _keep_products(_context: Any, operation: Any, *_: Any, **__: Any) -> Checkpo
     return (
         CheckpointPolicy.MUST_SAVE if operation in _PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
     )
+
+
+def activations_of(config: Any, parameters: Callable[[], Any]) -> AbstractContextManager[Any]:
+    """Returns the context that the forward pass of a run goes in.
+
+    Args:
+        config: The settings of the run.
+        parameters: Gives the parameters of the model.
+    """
+    if config.activation_offload or config.gradient_checkpointing_kind == "offload":
+        return offload_activations(parameters)
+    return nullcontext()
 
 
 def offload_activations(

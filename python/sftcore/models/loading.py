@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
+
+from sftcore.errors import ConfigError
 
 
 def pick_dtype(name: str) -> torch.dtype:
@@ -21,15 +23,35 @@ def pick_dtype(name: str) -> torch.dtype:
     return torch.float32
 
 
+def load_settings(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """Returns the configuration of a model.
+
+    Raises:
+        ConfigError: It is not one, or it brings code of its own that was not asked for.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"{folder} brings Python code of its own; read it, and pass --trust_remote_code true to run it"
+            ) from error
+        raise ConfigError(f"{folder}: Transformers does not know this model: {error}") from error
+
+
 def load_model(
     folder: Path,
     *,
     torch_dtype: str = "auto",
     attn_impl: str = "auto",
+    trust_remote_code: bool = False,
     quantization_config: Any = None,
 ) -> Any:
     """Loads a causal language model for training or inference: on the CPU, or on the GPU where it is quantized."""
-    arguments: dict[str, Any] = {"dtype": pick_dtype(torch_dtype)}
+    arguments: dict[str, Any] = {
+        "dtype": pick_dtype(torch_dtype),
+        "trust_remote_code": trust_remote_code,
+    }
     if attn_impl != "auto":
         arguments["attn_implementation"] = attn_impl
     if quantization_config is not None:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from sftcore.config import TrainConfig
 from sftcore.errors import ConfigError
-from sftcore.models import load_model
+from sftcore.models import load_model, load_settings
 from sftcore.models.attention import choose_attention
 from sftcore.models.checkpointing import require_gpu
 from sftcore.models.dtypes import choose_dtypes
@@ -50,7 +49,7 @@ def open_model(config: TrainConfig, folder: Path) -> Opened:
         ConfigError: A setting does not fit the model or the machine.
     """
     require_gpu(config)
-    settings = AutoConfig.from_pretrained(folder)
+    settings = load_settings(folder, trust_remote_code=config.trust_remote_code)
     _check_length(config, settings)
     dtypes = choose_dtypes(config.torch_dtype, trains_weights=config.trains_weights)
     attention = choose_attention(config.attn_impl, settings, dtypes.compute, training=True)
@@ -60,6 +59,7 @@ def open_model(config: TrainConfig, folder: Path) -> Opened:
         torch_dtype=name,
         attn_impl=attention.name,
         quantization_config=quantization_config(config, dtypes.compute),
+        trust_remote_code=config.trust_remote_code,
     )
     # a cache is of no use in training, and with one packed rows are taken for single sequences
     base.config.use_cache = False

@@ -148,10 +148,18 @@ def _count_steps(config: TrainConfig, loader: BatchLoader | StreamLoader) -> Ste
 
 
 def _describe_steps(config: TrainConfig, steps: Steps, world_size: int, run_folder: Path) -> str:
-    examples = config.accumulation_steps(world_size) * config.per_device_train_batch_size
+    micro_batches = config.accumulation_steps(world_size) * world_size
+    size = f"{micro_batches * config.per_device_train_batch_size} examples"
+    if config.packing:
+        size = (
+            f"{micro_batches * config.per_device_train_batch_size} packs of up to "
+            f"{config.packing_length or config.max_length} tokens"
+        )
+    elif config.tokens_per_batch:
+        size = f"up to {micro_batches * config.tokens_per_batch:,} tokens"
     an_epoch = f", {steps.per_epoch} an epoch" if steps.per_epoch else ""
     return (
-        f"steps: {steps.total} of {examples * world_size} examples{an_epoch}; learning rate "
+        f"steps: {steps.total} of {size}{an_epoch}; learning rate "
         f"{config.effective_learning_rate:g}; output: {run_folder}"
     )
 

@@ -23,6 +23,7 @@ from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader, StreamLoader
 from sftcore.data.run import LEDGER_FILE, save_tokenizer
 from sftcore.errors import ConfigError
+from sftcore.models.checkpointing import activations_of
 from sftcore.train.method import LossMethod
 from sftcore.train.output import write_args
 from sftcore.train.tally import Tally
@@ -80,7 +81,8 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         Where tokens have weights, it is the sum of weighted losses over the number of trained tokens,
         so that a weight of 2 counts twice and does not change what other tokens count.
         """
-        losses, extra = self.method.losses(model, inputs)
+        with activations_of(self.config, model.parameters):
+            losses, extra = self.method.losses(model, inputs)
         count = num_items_in_batch if num_items_in_batch is not None else max(1, len(losses.losses))
         loss = losses.total / count
         if extra is not None:
