@@ -22,17 +22,23 @@ from sftcore.train.parameters import parameter_groups
 from sftcore.tuners import learning_rate_factors
 from sftcore.tuners.sora import soft_threshold
 from training import config_of, losses
-from tuned import logits_of, tune
+from tuned import logits_of, make_model, tune
+
+
+@pytest.fixture(scope="module")
+def model(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"), shared_data)
 
 
 def settings_of(model: Path, rows: Path, output: Path, **settings: Any) -> TrainConfig:
     given: dict[str, Any] = {
         "tuner_type": "sora",
-        "max_steps": 6,
+        "max_steps": 4,
         "learning_rate": 1e-2,
+        "warmup_ratio": 0.0,
         "sora_lr": 0.05,
         "sora_lambda": 3.0,
-        "per_device_train_batch_size": 4,
+        "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 1,
     }
     return config_of(model, rows, output, **{**given, **settings})
@@ -95,9 +101,9 @@ def test_without_lambda_no_gate_is_closed(model: Path, rows: Path, tmp_path: Pat
 
 
 def test_a_resumed_run_has_the_same_gates(model: Path, rows: Path, tmp_path: Path) -> None:
-    whole = settings_of(model, rows, tmp_path / "whole", save_steps=3, lora_dropout=0.1)
+    whole = settings_of(model, rows, tmp_path / "whole", save_steps=2, lora_dropout=0.1)
     first = tune(whole)
-    middle = str(tmp_path / "whole" / "checkpoint-3")
+    middle = str(tmp_path / "whole" / "checkpoint-2")
     on = replace(whole, output_dir=str(tmp_path / "on"), resume_from_checkpoint=middle)
     resumed = tune(on)
     assert losses(resumed.result) == losses(first.result)

@@ -52,7 +52,7 @@ def add_adapter(model: Any, config: TrainConfig) -> Any:
             f"--tuner_type {config.tuner_type} does not fit this model: {error}"
         ) from error
     if config.init_weights == "loftq":
-        start_from_quantized(tuned, folder)
+        start_from_quantized(tuned, folder, trust_remote_code=config.trust_remote_code)
     if config.lora_dtype:
         for parameter in tuned.parameters():
             if parameter.requires_grad:

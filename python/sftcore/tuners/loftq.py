@@ -16,14 +16,17 @@ from transformers import AutoModelForCausalLM
 from sftcore.tuners.exact import ADAPTER
 
 
-def start_from_quantized(model: Any, folder: str) -> None:
+def start_from_quantized(model: Any, folder: str, *, trust_remote_code: bool) -> None:
     """Sets the LoRA of each module to the best approximation of its quantization error.
 
     Args:
         model: A PEFT model with LoRA on quantized weights.
         folder: The model with the original weights, which are read into the memory of the host.
+        trust_remote_code: Whether code that the model brings may run.
     """
-    original = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    original = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", trust_remote_code=trust_remote_code
+    )
     weights = dict(original.named_parameters())
     for name, layer in model.base_model.model.named_modules():
         if not isinstance(layer, LoraLayer):
