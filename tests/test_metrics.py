@@ -61,7 +61,9 @@ def test_bleu_of_all_counts_over_all_and_is_no_mean() -> None:
     assert found["exact_match"] == 0.5
 
 
-@pytest.mark.parametrize("text", ["four plain English words", "今天天气很好，谢谢！", "今日は良い天気です"])
+@pytest.mark.parametrize(
+    "text", ["four plain English words", "今天天气很好，谢谢！", "今日は良い天気です"]
+)
 def test_an_answer_equal_to_its_reference_is_perfect_and_an_empty_one_is_not(text: str) -> None:
     scores = TextScores([text])
     perfect = {name: 1.0 if name == "exact_match" else 100.0 for name in TEXT_METRICS}

@@ -21,9 +21,7 @@ _KANA = "\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"
 _OTHERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3100-\u312f\u31a0-\u31bf"
 # accents and vowel signs, which are no letters to Python
 _MARKS = "\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963\u0966-\u0dff"
-_WORD = re.compile(
-    rf"[{_HAN}{_KANA}{_OTHERS}]|(?:[^\W_{_HAN}{_KANA}{_OTHERS}]|[{_MARKS}])+"
-)
+_WORD = re.compile(rf"[{_HAN}{_KANA}{_OTHERS}]|(?:[^\W_{_HAN}{_KANA}{_OTHERS}]|[{_MARKS}])+")
 
 ROUGE = {"rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-l": "rougeL"}
 TEXT_METRICS = (*ROUGE, "bleu-4", "exact_match")
