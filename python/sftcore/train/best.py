@@ -16,6 +16,7 @@ from sftcore.config import TrainConfig
 from sftcore.config.schema import did_you_mean
 from sftcore.data import BatchLoader
 from sftcore.errors import ConfigError
+from sftcore.train.data_sets import shown_names
 from sftcore.train.metrics import TEXT_METRICS, require_packages
 
 # what only training needs of a checkpoint
@@ -28,9 +29,10 @@ def known_metrics(config: TrainConfig, loader: BatchLoader) -> dict[str, bool]:
     metrics = {"loss": False, "perplexity": False, "token_acc": True}
     if config.acc_strategy == "seq":
         metrics["seq_acc"] = True
-    sets = [part for part in loader.report["epoch"] if part["trained_tokens"]]
-    if len(sets) > 1:
-        metrics |= {f"loss/{part['name']}": False for part in sets}
+    shown = shown_names(loader)
+    if len(shown) > 1:
+        trained = {part["name"] for part in loader.report["epoch"] if part["trained_tokens"]}
+        metrics |= {f"loss/{label}": False for name, label in shown.items() if name in trained}
     if config.predict_with_generate:
         metrics |= dict.fromkeys(TEXT_METRICS, True)
     return metrics

@@ -19,6 +19,7 @@ from torch import Tensor
 from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader
 from sftcore.errors import NonFiniteError
+from sftcore.train.data_sets import shown_names
 from sftcore.train.examples import sums_by_example
 from sftcore.train.finite import first, places_of
 from sftcore.train.loss import TokenLosses
@@ -129,7 +130,8 @@ def evaluate_tokens(
         device: Where sums are kept.
         shows_seq_acc: Adds `seq_acc`, the share of examples whose trained tokens are all right.
     """
-    names = data_sets(loader)
+    shown = shown_names(loader)
+    names = list(shown)
     sums = torch.zeros(len(names), 6, dtype=torch.float64, device=device)
     num_examples = torch.zeros(1, dtype=torch.float64, device=device)
     numbers, finite = [], []
@@ -150,15 +152,10 @@ def evaluate_tokens(
     total = reduce(torch.cat([sums.flatten(), num_examples]), "sum").tolist()
     by_set = [total[place : place + 6] for place in range(0, 6 * len(names), 6)]
     return TokenMetrics(
-        metrics=_metrics(names, by_set, shows_seq_acc=shows_seq_acc),
+        metrics=_metrics(list(shown.values()), by_set, shows_seq_acc=shows_seq_acc),
         num_examples=int(total[-1]),
         non_finite=torch.cat(numbers)[~torch.cat(finite)].tolist() if numbers else [],
     )
-
-
-def data_sets(loader: BatchLoader) -> list[str]:
-    """Returns the names of the data sets of a loader, each once."""
-    return list(dict.fromkeys(part["name"] for part in loader.report["epoch"]))
 
 
 def _sources(

@@ -125,12 +125,12 @@ class FiniteGuard:
         self._events: list[dict[str, Any]] = []
         self._batches: Sequence[dict[str, Any]] = ()
         self._losses: list[Tensor] = []
-        self._num_items = 1.0
+        self._num_items: Tensor | int | None = None
 
     def begin(self, batches: Sequence[dict[str, Any]], num_items: Tensor | int | None) -> None:
         """Takes the micro-batches of the step that comes, and what their losses are divided by."""
         self._batches, self._losses = batches, []
-        self._num_items = 1.0 if num_items is None else float(num_items)
+        self._num_items = num_items
         self.is_skipped = False
 
     def note(self, loss: Tensor) -> Tensor:
@@ -300,7 +300,7 @@ class FiniteGuard:
             return None
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # not backward(): the gradients of the step, and the hooks that add them over ranks, are left alone
-        loss_of_step = losses.total / max(self._num_items, 1.0)
+        loss_of_step = losses.total / (1 if self._num_items is None else int(self._num_items))
         gradients = torch.autograd.grad(loss_of_step, trained, allow_unused=True)
         norms = [part.float().norm() for part in gradients if part is not None]
         # the norm overflows before its parts do

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sftcore.data import BatchLoader, StreamLoader
+from sftcore.train.data_sets import shown_names
 from sftcore.train.inputs import examples_of_tokens
 from sftcore.train.loss import TokenLosses
 
@@ -23,7 +24,8 @@ class Tally:
     def __init__(self, loader: BatchLoader | StreamLoader) -> None:
         # a stream does not say which data set a row is of
         self.loader = loader if isinstance(loader, BatchLoader) else None
-        self.names = [part["name"] for part in self.loader.report["epoch"]] if self.loader else []
+        shown = shown_names(self.loader) if self.loader else {}
+        self.names, self.shown = list(shown), list(shown.values())
         self.sums: Tensor | None = None  # [data sets, (loss, right, tokens)]
 
     def add(self, batch: dict[str, Any], losses: TokenLosses) -> None:
@@ -60,7 +62,7 @@ class Tally:
         if len(self.names) > 1:
             found |= {
                 f"loss/{name}": part[0] / part[2]
-                for name, part in zip(self.names, sums, strict=True)
+                for name, part in zip(self.shown, sums, strict=True)
                 if part[2]
             }
         return found
