@@ -89,8 +89,8 @@ def read_more_flags(config: type[Any], unknown: Sequence[str]) -> dict[str, Any]
 
 
 def _split(name: str, word: str) -> list[str]:
-    # the name of a model or of its author may hold a comma
-    if name in ("model_name", "model_author"):
+    # the name of a model or of its author may hold a comma, and so may a prompt
+    if name in ("model_name", "model_author", "sample_prompts"):
         return [word]
     return [part for part in word.split(",") if part]
 

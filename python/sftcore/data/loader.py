@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sftcore import _core
 from sftcore.config.folders import cache_folder
@@ -19,6 +19,10 @@ from sftcore.data.report import build_report
 from sftcore.data.sources import DatasetSource, resolve_sources
 from sftcore.data.specs import Dataset, digest, is_stdin, listed, registered_shares, specs_of
 from sftcore.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Split = Literal["all", "train", "validation"]
 
@@ -432,6 +436,17 @@ class BatchLoader:
         """Yields the rows of each optimizer step of an epoch."""
         for step in range(self._batches.num_steps(epoch)):
             yield [row for pack in self.global_batch(epoch, step) for row in pack]
+
+    def shapes(self, epoch: int) -> NDArray[np.int64]:
+        """Returns the size of each micro-batch of this rank in an epoch, in order, without preparing any.
+
+        Int64 `[micro-batches, 5]`: its optimizer step, rows, width, tokens without padding, trained tokens.
+        """
+        return self._batches.shapes(epoch)
+
+    def lengths(self, epoch: int) -> NDArray[np.int64]:
+        """Returns the tokens of each example of an epoch, over all ranks, in no set order, int64 `[examples]`."""
+        return self._batches.lengths(epoch)
 
     def place(self, row: int) -> tuple[Path, int]:
         """Returns the file and line of a row number."""

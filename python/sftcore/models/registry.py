@@ -31,8 +31,12 @@ def read_registry() -> dict[str, dict[str, Any]]:
     return registry
 
 
-def resolve_model(name: str) -> Path:
+def resolve_model(name: str, *, weights: bool = True) -> Path:
     """Returns the folder of a model, converting or downloading it where needed.
+
+    Args:
+        name: A folder, a `.gguf` file, a short name, or the id of a hub.
+        weights: Whether its weights are needed; without, a hub is asked for configuration and tokenizer alone.
 
     Raises:
         ConfigError: There is no such model, or it cannot be had.
@@ -57,7 +61,7 @@ def resolve_model(name: str) -> Path:
             f'model "{name}" is unknown: no such folder, and not one of the short names '
             f"{', '.join(registry)}{did_you_mean(name, registry)}"
         )
-    return _from_hub(name)
+    return _from_hub(name, weights=weights)
 
 
 def _packaged_file(name: str, entry: dict[str, Any]) -> Path:
@@ -81,7 +85,7 @@ def _converted(file: Path, *, repair: str | None) -> Path:
     return folder
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download  # only a hub id needs the client
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -91,8 +95,9 @@ def _from_hub(name: str) -> Path:
 
     try:
         # weights in safetensors alone: other kinds can run code when they are read
+        patterns = ["*.json", "*.jinja", "*.model", "*.txt"]
         folder = snapshot_download(
-            name, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+            name, allow_patterns=["*.safetensors", *patterns] if weights else patterns
         )
     except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ConfigError(

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader
 from sftcore.errors import ConfigError
+from sftcore.train.best import evaluation_arguments
 from sftcore.train.memory import memory_arguments
 from sftcore.train.optimizers import optimizer_name
 from sftcore.train.schedulers import schedule_arguments
@@ -50,18 +51,19 @@ def training_arguments(
         "optim": optimizer_name(config),
         "neftune_noise_alpha": config.neftune_noise_alpha,
         "logging_steps": config.logging_steps,
-        "logging_first_step": True,
-        "eval_strategy": "steps" if eval_loader else "no",
-        "eval_steps": config.eval_steps or save_steps,
-        "save_strategy": "steps",
+        "logging_first_step": config.logging_first_step,
+        "save_strategy": config.save_strategy,
         "save_steps": save_steps,
-        "save_total_limit": config.save_total_limit,
-        "metric_for_best_model": "eval_loss" if eval_loader else None,
-        "greater_is_better": False,
+        "save_only_model": config.save_only_model,
+        # losses that are not finite are found without it, and it waits for each of them
+        "logging_nan_inf_filter": False,
         "seed": config.seed,
         "use_cpu": not on_gpu,
         "disable_tqdm": True,
+        # the loggers of --report_to are made in loggers.py
         "report_to": "none",
+        "project": config.project,
+        "run_name": config.run_name or run_folder.name,
         "remove_unused_columns": False,
         "dataloader_pin_memory": on_gpu,
         "ddp_find_unused_parameters": False,
@@ -69,14 +71,16 @@ def training_arguments(
         "ignore_data_skip": True,
     }
     arguments |= memory_arguments(config)
+    evaluation = evaluation_arguments(config, eval_loader, save_steps)
+    arguments |= evaluation
     arguments |= schedule_arguments(
-        config, max_steps, greater_is_better=bool(arguments["greater_is_better"])
+        config, max_steps, greater_is_better=bool(evaluation.get("greater_is_better"))
     )
     return TrainingArguments(**merge_given(arguments, config.trainer_arguments))
 
 
 def merge_given(arguments: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments with those that the user gave under Transformers' own names, which stand last.
+    """Returns the arguments with those that the user gave under Transformers own names, which stand last.
 
     Raises:
         ConfigError: A GPU is to be left out, which the settings made before did not know.

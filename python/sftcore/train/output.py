@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
+import os
+import platform
 import re
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from sftcore.config import TrainConfig
 
+# what decides the numbers of a run
+_PACKAGES = (
+    "sftcore",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "bitsandbytes",
+    "flash-attn",
+    "liger-kernel",
+    "triton",
+    "deepspeed",
+    "gguf",
+    "matplotlib",
+    "rich",
+    "tensorboard",
+    "wandb",
+    "mlflow",
+    "swanlab",
+    "trackio",
+)
+_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "WORLD_SIZE", "PYTORCH_CUDA_ALLOC_CONF")
+
 
 def make_run_folder(config: TrainConfig) -> Path:
     """Makes `output/MODEL/vN-TIME`, or takes `output` itself with `add_version: false`."""
-    output = Path(config.output_dir)
+    parent = folder_of_runs(config)
     if not config.add_version:
-        output.mkdir(parents=True, exist_ok=True)
-        return output
-    parent = output / re.sub(r"[^\w.-]+", "-", Path(config.model).name)
+        parent.mkdir(parents=True, exist_ok=True)
+        return parent
     parent.mkdir(parents=True, exist_ok=True)
     versions = (re.match(r"v(\d+)-", folder.name) for folder in parent.iterdir())
     number = 1 + max((int(version[1]) for version in versions if version), default=-1)
@@ -32,10 +62,54 @@ def make_run_folder(config: TrainConfig) -> Path:
             return folder
 
 
+def folder_of_runs(config: TrainConfig) -> Path:
+    """Returns the folder that holds the runs of a model; with `add_version: false` it is the run itself."""
+    output = Path(config.output_dir)
+    return (
+        output / re.sub(r"[^\w.-]+", "-", Path(config.model).name) if config.add_version else output
+    )
+
+
 def write_args(folder: Path, config: TrainConfig) -> None:
     """Writes `args.yaml`, which `--config` takes back."""
     text = yaml.safe_dump(config.to_dict(), allow_unicode=True, sort_keys=False)
     (folder / "args.yaml").write_text(text, encoding="utf-8")
+
+
+def write_environment(folder: Path) -> None:
+    """Writes `environment.json`: what a run ran with and where, for reports of bugs and for running it again."""
+    text = json.dumps(environment(), ensure_ascii=False, indent=2)
+    (folder / "environment.json").write_text(text, encoding="utf-8")
+
+
+def environment() -> dict[str, Any]:
+    """Returns the versions of packages, the devices and the folder of this process."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "cuda": torch.version.cuda,
+        "devices": [
+            {
+                "name": torch.cuda.get_device_name(index),
+                "gib": round(torch.cuda.get_device_properties(index).total_memory / 2**30, 1),
+            }
+            for index in range(torch.cuda.device_count())
+        ],
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        # relative paths of args.yaml begin here
+        "folder": str(Path.cwd()),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def read_args(folder: Path) -> dict[str, Any]:

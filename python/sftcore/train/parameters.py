@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from sftcore import tuners
 from sftcore.config import TrainConfig
 from sftcore.errors import ConfigError
+from sftcore.tuners import learning_rate_factors, undecayed_parameters
 
 
 def parameter_groups(
@@ -44,11 +44,7 @@ def parameter_groups(
     Raises:
         ConfigError: No layer has a gradient to project.
     """
-    # tuners that have rates of their own say so
-    factors: dict[str, float] = getattr(tuners, "learning_rate_factors", lambda *_: {})(
-        model, config
-    )
-    undecayed: set[str] = getattr(tuners, "undecayed_parameters", lambda _: set())(model)
+    factors, undecayed = learning_rate_factors(model, config), undecayed_parameters(model)
     projected = _projected(model, config) if projection else set()
     hidden = _hidden_matrices(model) if has_muon else set()
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}

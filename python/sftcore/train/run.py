@@ -16,16 +16,32 @@ from sftcore.data.run import save_data
 from sftcore.errors import SftcoreError
 from sftcore.models import quieten, resolve_model
 from sftcore.train.arguments import training_arguments
-from sftcore.train.ledger import WriteLedger, continue_ledger
+from sftcore.train.best import check_evaluation, copy_best, meeting_note
+from sftcore.train.dry_run import dry_run, without_files
+from sftcore.train.early_stopping import StopEarly
+from sftcore.train.largest import TryLargest, explain_out_of_memory
+from sftcore.train.ledger import WriteLedger
 from sftcore.train.loaders import describe_data, open_loaders, say
-from sftcore.train.log import WriteLog
+from sftcore.train.log import WriteLog, finite
+from sftcore.train.loggers import choose_loggers, make_loggers
 from sftcore.train.open import open_model, padded
 from sftcore.train.optimizers import choose_optimizer
-from sftcore.train.output import make_run_folder, write_args
+from sftcore.train.output import make_run_folder, write_args, write_environment
 from sftcore.train.progress import ShowProgress
-from sftcore.train.schedule import EvaluateAtEnd
+from sftcore.train.resume import (
+    GoOn,
+    Resume,
+    find_resume,
+    finish,
+    prepare_folder,
+    read_loader_state,
+)
+from sftcore.train.schedule import EvaluateAtEnd, FollowEpochs
 from sftcore.train.schedulers import check_schedule
-from sftcore.train.trainer import SftTrainer, read_loader_state
+from sftcore.train.speed import MeasureSpeed, describe_speed
+from sftcore.train.stopping import StopOnSignal
+from sftcore.train.trainer import SftTrainer
+from sftcore.tuners import tuner_callbacks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,45 +51,57 @@ class Steps:
     Attributes:
         total: All of them.
         per_epoch: Those of the first epoch; None where a stream does not know.
-        trained_tokens: The trained tokens of one, on average, over all ranks; None as above.
     """
 
     total: int
     per_epoch: int | None
-    trained_tokens: float | None
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
     """Trains as `config` says.
 
     Returns:
-        `best_model_checkpoint`, `last_model_checkpoint`, `best_metric` (the lowest evaluation loss,
-        None without evaluation), `global_step`, `log_history`, `output_dir`, `data` (the report of the
-        loader).
+        `best_model_checkpoint`, `last_model_checkpoint`, `best_metric` (that of
+        `best_model_checkpoint`, None without evaluation), `global_step`, `log_history`, `output_dir`, `data` (the
+        report of the loader), and `speed` (seconds, tokens, rates, shares and `memory_gib`). With `dry_run`, the plan.
 
     Raises:
         SftcoreError: A setting, a row, the template or the tokenizer is wrong. Nothing is written
             before all of these are known to be right.
+        StoppedError: SIGTERM or Ctrl-C ended the run; it is saved.
+        CheckpointError: A checkpoint could not be written, as where the disk is full.
     """
     quieten()
     choose_optimizer(config)  # a wrong one is said before any data is read
     check_schedule(config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    folder = resolve_model(config.model)
+    loggers, note = choose_loggers(config)
+    resume = None if config.dry_run else find_resume(config)
+    if config.dry_run:
+        config = without_files(config)
+    folder = resolve_model(config.model, weights=not config.dry_run)
     encoder = _open_encoder(config, folder)
     train_loader, eval_loader = open_loaders(config, encoder, world_size)
     say(describe_data(train_loader, eval_loader))
     set_seed(config.seed)
+    if config.dry_run:
+        return dry_run(config, folder, encoder, (train_loader, eval_loader), world_size)
     opened = open_model(config, folder)
     model, method = opened.model, opened.method
     if opened.padding_reason:
         config = padded(config)
         train_loader, eval_loader = open_loaders(config, encoder, world_size)
-    for line in opened.lines:
+    for line in [*opened.lines, *([note] if note else [])]:
         say(line)
+    check_evaluation(config, eval_loader)
     steps = _count_steps(config, train_loader)
-    run_folder = make_run_folder(config)
+    of_tuner = tuner_callbacks(model, config, steps.total)
+    if resume and resume.manifest:
+        state = read_loader_state(resume.checkpoint)
+        train_loader.load_state_dict(state, allow_data_change=config.allow_data_change)
+    run_folder = (resume and resume.run_folder) or make_run_folder(config)
     write_args(run_folder, config)
+    write_environment(run_folder)
     if isinstance(train_loader, BatchLoader) and os.environ.get("RANK", "0") == "0":
         save_data(train_loader, run_folder)
     save_every = max(1, min(500, steps.per_epoch or 500, steps.total))
@@ -85,7 +113,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
             f"asked for {world_size} processes, but Transformers runs {arguments.world_size}"
         )
     say(_describe_steps(config, steps, world_size, run_folder))
-    progress = ShowProgress(lines=config.disable_tqdm, trained_tokens_per_step=steps.trained_tokens)
+    stopping = StopOnSignal(world_size=world_size)
+    if eval_loader and (meeting := meeting_note(config, int(arguments.save_steps), steps.total)):
+        say(meeting)
+    speed = MeasureSpeed()
+    progress = ShowProgress(lines=config.disable_tqdm)
     trainer = SftTrainer(
         model=model,
         args=arguments,
@@ -93,28 +125,64 @@ def train(config: TrainConfig) -> dict[str, Any]:
         eval_loader=eval_loader,
         config=config,
         method=method,
+        stopping=stopping,
+        resume=resume,
+        speed=speed,
         callbacks=[
+            FollowEpochs(train_loader),  # the first: others read the epoch
+            speed,
             EvaluateAtEnd(evaluate=eval_loader is not None),
             WriteLedger(train_loader, run_folder),
             WriteLog(run_folder),
             progress,
+            *of_tuner,
+            *_early_stopping(config),
+            *make_loggers(loggers, config, run_folder),
+            stopping,  # the last: it overrules what others ask for
         ],
     )
+    if config.test_oom:
+        trainer.callback_handler.callbacks.insert(0, TryLargest(trainer))
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     try:
-        if config.resume_from_checkpoint:
-            checkpoint = Path(config.resume_from_checkpoint)
-            train_loader.load_state_dict(
-                read_loader_state(checkpoint), allow_data_change=config.allow_data_change
-            )
-            continue_ledger(checkpoint, run_folder)
-        trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+        if os.environ.get("RANK", "0") == "0":
+            prepare_folder(resume, run_folder)
+        with stopping, explain_out_of_memory(speed, config):
+            _run(trainer, resume, steps.total)
     finally:
         progress.stop()
+    step = trainer.state.global_step
+    stopping.raise_if_stopped(str(run_folder / f"checkpoint-{step}"), step, steps.total)
     result = _result(trainer, run_folder, train_loader)
+    if config.load_best_model_at_end and trainer.is_world_process_zero():
+        copy_best(Path(result["best_model_checkpoint"]), run_folder)
+    say(describe_speed(result["speed"]))
     say(f"best checkpoint: {result['best_model_checkpoint']}; curves: {run_folder / 'images'}")
     return result
+
+
+def _run(trainer: SftTrainer, resume: Resume | None, max_steps: int) -> None:
+    """Trains from the first step, or from a checkpoint on."""
+    if resume is None:
+        trainer.train()
+        return
+    checkpoint = str(resume.checkpoint)
+    if resume.manifest is None:
+        say(f"going on with the weights of {checkpoint}, from step 0")
+        trainer._load_from_checkpoint(checkpoint)
+        trainer.train()
+        return
+    if resume.step >= max_steps:
+        say(
+            f"nothing is left to train: {checkpoint} has all {max_steps} steps; raise --num_train_epochs or "
+            "--max_steps to go on"
+        )
+        finish(trainer, resume)
+        return
+    say(f"going on from {checkpoint}, after step {resume.step} of {max_steps}")
+    trainer.add_callback(GoOn(trainer, resume))
+    trainer.train(resume_from_checkpoint=checkpoint)
 
 
 def _open_encoder(config: TrainConfig, folder: Path) -> Encoder:
@@ -137,15 +205,20 @@ def _open_encoder(config: TrainConfig, folder: Path) -> Encoder:
     return encoder
 
 
+def _early_stopping(config: TrainConfig) -> list[StopEarly]:
+    if config.early_stop_interval is None:
+        return []
+    threshold = config.early_stopping_threshold
+    return [StopEarly(interval=config.early_stop_interval, threshold=threshold)]
+
+
 def _count_steps(config: TrainConfig, loader: BatchLoader | StreamLoader) -> Steps:
     if not isinstance(loader, BatchLoader):
-        return Steps(total=config.max_steps, per_epoch=None, trained_tokens=None)
+        return Steps(total=config.max_steps, per_epoch=None)
     total = config.max_steps
     if total == -1:
         total = loader.num_steps(config.num_train_epochs)
-    tokens = sum(part["trained_tokens"] for part in loader.report["epoch"])
-    per_epoch = loader.steps_per_epoch
-    return Steps(total=total, per_epoch=per_epoch, trained_tokens=tokens / max(per_epoch, 1))
+    return Steps(total=total, per_epoch=loader.steps_per_epoch)
 
 
 def _describe_steps(config: TrainConfig, steps: Steps, world_size: int, run_folder: Path) -> str:
@@ -178,8 +251,9 @@ def _result(
         "log_history": state.log_history,
         "output_dir": str(run_folder),
         "data": train_loader.report,
+        "speed": trainer.speed.summary(trainer.gather),
     }
     if state.is_world_process_zero:
-        text = json.dumps(result, ensure_ascii=False, indent=2)
+        text = json.dumps(finite(result), ensure_ascii=False, indent=2)
         (run_folder / "result.json").write_text(text, encoding="utf-8")
     return result

@@ -21,6 +21,18 @@ pub enum Rectangle {
     Flat,
 }
 
+impl Rectangle {
+    /// Rows and width of a batch whose packs have these numbers of tokens; one token where there are none.
+    pub fn shape(self, tokens: &[usize]) -> (usize, usize) {
+        match self {
+            Self::Flat => (1, tokens.iter().sum::<usize>().max(1)),
+            Self::Padded | Self::Packed => {
+                (tokens.len().max(1), tokens.iter().copied().max().unwrap_or(0).max(1))
+            }
+        }
+    }
+}
+
 /// A micro-batch; each array has `rows * width` values, row by row, but for `cu_seqlens`.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Batch {
@@ -48,12 +60,7 @@ impl Batch {
     /// rank takes part in every step.
     pub fn new(packs: &[Vec<Example>], rectangle: Rectangle, pad_token_id: u32) -> Self {
         let tokens = |pack: &Vec<Example>| pack.iter().map(|example| example.input_ids.len()).sum::<usize>();
-        let (rows, width) = match rectangle {
-            Rectangle::Flat => (1, packs.iter().map(tokens).sum::<usize>().max(1)),
-            Rectangle::Padded | Rectangle::Packed => {
-                (packs.len().max(1), packs.iter().map(tokens).max().unwrap_or(0).max(1))
-            }
-        };
+        let (rows, width) = rectangle.shape(&packs.iter().map(tokens).collect::<Vec<_>>());
         let is_shared = rectangle != Rectangle::Padded;
         let size = rows * width;
         let is_weighted = packs.iter().flatten().any(|example| !example.loss_weights.is_empty());

@@ -359,6 +359,28 @@ impl Batches {
         enter_core(py, || self.plans.num_steps(epoch))
     }
 
+    /// Step, rows, width, tokens and trained tokens of every micro-batch of this rank, `[micro-batches, 5]`.
+    fn shapes<'py>(&self, py: Python<'py>, epoch: u64) -> PyResult<Bound<'py, PyArray2<i64>>> {
+        let shapes = enter_core(py, || self.plans.shapes(epoch))?;
+        let num_batches = shapes.len();
+        let values = shapes
+            .iter()
+            .flat_map(|shape| [shape.step, shape.rows, shape.width, shape.tokens, shape.trained_tokens]);
+        // counts of tokens in memory are far below 2^63
+        let values: Vec<i64> = values.map(|value| i64::try_from(value).unwrap_or(i64::MAX)).collect();
+        values.into_pyarray(py).reshape([num_batches, 5])
+    }
+
+    /// The tokens of each example of an epoch, each as often as it comes, data set by data set.
+    fn lengths<'py>(&self, py: Python<'py>, epoch: u64) -> PyResult<Bound<'py, PyArray1<i64>>> {
+        let lengths: Vec<i64> = enter_core(py, || {
+            let plan = self.plans.plan(epoch)?;
+            let lengths = self.plans.dataset().index().table.lengths();
+            Ok(plan.order().unordered().map(|row| i64::from(lengths[row as usize])).collect())
+        })?;
+        Ok(lengths.into_pyarray(py))
+    }
+
     /// Rows, tokens, trained tokens and the longest of each data set in an epoch.
     fn count(&self, py: Python<'_>, epoch: u64) -> PyResult<Vec<(u64, u64, u64, u64)>> {
         enter_core(py, || {

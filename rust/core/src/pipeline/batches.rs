@@ -122,6 +122,47 @@ impl EpochPlans {
     pub fn num_steps(&self, epoch: u64) -> Result<usize> {
         Ok(self.plan(epoch)?.num_steps())
     }
+
+    /// The size of every micro-batch of this rank in an epoch, in order; none is prepared for that.
+    pub fn shapes(&self, epoch: u64) -> Result<Vec<Shape>> {
+        let plan = self.plan(epoch)?;
+        let table = &self.dataset.index().table;
+        let Batching { sharing, rectangle, .. } = &self.options.batching;
+        let mut shapes = Vec::with_capacity(plan.num_steps() * sharing.gradient_accumulation_steps);
+        for (step, batch) in plan.global_batches(table.lengths()).enumerate() {
+            for micro in 0..sharing.gradient_accumulation_steps {
+                let packs = batch.micro_batch(sharing, micro);
+                let lengths =
+                    |pack: &Vec<u32>| pack.iter().map(|&row| table.lengths()[row as usize] as usize).sum();
+                let tokens: Vec<usize> = packs.iter().map(lengths).collect();
+                let (rows, width) = rectangle.shape(&tokens);
+                let trained = packs.iter().flatten().map(|&row| table.trained_tokens(row) as usize).sum();
+                shapes.push(Shape {
+                    step,
+                    rows,
+                    width,
+                    tokens: tokens.iter().sum(),
+                    trained_tokens: trained,
+                });
+            }
+        }
+        Ok(shapes)
+    }
+}
+
+/// How large a micro-batch is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// The optimizer step of the epoch that it is of.
+    pub step: usize,
+    /// Rows of the rectangle.
+    pub rows: usize,
+    /// Width of the rectangle.
+    pub width: usize,
+    /// Tokens in it that are no padding.
+    pub tokens: usize,
+    /// Tokens in it that are trained.
+    pub trained_tokens: usize,
 }
 
 /// A micro-batch and what it is of.

@@ -14,7 +14,7 @@ mod quarantine;
 mod stream;
 mod window;
 
-pub use batches::{BatchOptions, Batches, Batching, EpochPlans, NextBatch, StepBatch};
+pub use batches::{BatchOptions, Batches, Batching, EpochPlans, NextBatch, Shape, StepBatch};
 pub use build::Dedup;
 pub use dataset::{Dataset, DatasetSpec, IndexOptions, MaxBadRows, OnBadRow, Origin};
 pub use election::Progress;
