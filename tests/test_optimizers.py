@@ -412,6 +412,29 @@ def test_the_logged_rates_of_a_run_are_those_foretold(
     )
 
 
+def test_a_measured_rate_falls_where_evaluation_does_not_get_better(
+    model: Path, rows: Path, tmp_path: Path
+) -> None:
+    config = config_of(
+        model,
+        rows,
+        tmp_path,
+        tuner_type="lora",
+        lr_scheduler_type="reduce_lr_on_plateau",
+        lr_scheduler_kwargs="factor=0.5,patience=0,eps=0",
+        warmup_ratio=0.0,
+        split_dataset_ratio=0.1,
+        # weights do not move, so no evaluation is better than the first
+        learning_rate=1e-12,
+        eval_steps=1,
+        save_steps=4,
+        max_steps=4,
+        gradient_accumulation_steps=1,
+    )
+    rates = [entry["learning_rate"] for entry in train(config)["log_history"] if "loss" in entry]
+    assert rates == pytest.approx([1e-12, 1e-12, 5e-13, 2.5e-13])
+
+
 @pytest.mark.parametrize(
     "optim", ["muon", "schedule_free_adamw", "galore_adamw", "apollo_adamw", "adamw_torch_8bit"]
 )

@@ -76,11 +76,17 @@ def training_arguments(
     arguments |= schedule_arguments(
         config, max_steps, greater_is_better=bool(evaluation.get("greater_is_better"))
     )
-    return TrainingArguments(**merge_given(arguments, config.trainer_arguments))
+    given = config.trainer_arguments
+    try:
+        return TrainingArguments(**merge_given(arguments, given))
+    except (TypeError, ValueError) as error:
+        if not given or isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"--training_arguments {config.training_arguments}: {error}") from error
 
 
 def merge_given(arguments: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments with those that the user gave under Transformers own names, which stand last.
+    """Returns the arguments with those that the user gave under Transformers' own names, which stand last.
 
     Raises:
         ConfigError: A GPU is to be left out, which the settings made before did not know.

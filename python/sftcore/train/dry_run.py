@@ -30,6 +30,7 @@ from sftcore.train.duration import find_time, is_cheap
 from sftcore.train.estimate import BatchSize, Estimate, estimate_step
 from sftcore.train.loaders import open_loaders
 from sftcore.train.open import open_model, padded
+from sftcore.train.optimizers import choose_optimizer
 from sftcore.train.plan_text import describe_plan
 from sftcore.train.speed import count_tokens, example_lengths
 
@@ -101,7 +102,7 @@ def dry_run(
             size,
             dtypes=dtypes,
             attention=attention,
-            optimizer=config.optim,
+            optimizer=choose_optimizer(config).name,
             accumulates=accumulation > 1,
         )
         notes += estimate.notes
