@@ -200,7 +200,7 @@ def test_errors_say_what_was_looked_for_and_where(
     refused(f"{tmp_path} has checkpoint-4 of an earlier run")
     refused(f"{tmp_path} has checkpoint-4 of an earlier run", resume_from_checkpoint=str(saved))
     elsewhere = {"resume_from_checkpoint": str(saved), "output_dir": str(tmp_path / "new")}
-    refused("--optim is sgd, and was adamw_torch at", optim="sgd", **elsewhere)
+    refused("--optim is sgd, and was auto at", optim="sgd", **elsewhere)
     refused("--lora_rank is 4, and was 8 at", lora_rank=4, **elsewhere)
     refused("the seed, the global batch size", gradient_accumulation_steps=3, **elsewhere)
     assert not (tmp_path / "new").exists()

@@ -109,7 +109,7 @@ def test_a_resumed_run_has_the_same_gates(model: Path, rows: Path, tmp_path: Pat
     assert losses(resumed.result) == losses(first.result)
     after = resumed.model.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in first.model.state_dict().items())
-    with pytest.raises(ConfigError, match="does not fit this run"):
+    with pytest.raises(ConfigError, match="the saved state does not fit"):
         tune(replace(on, output_dir=str(tmp_path / "other"), lora_rank=4))
 
 
