@@ -217,7 +217,7 @@ def test_an_answer_ends_at_its_stop_token_and_with_the_positions_of_the_model(mo
 
 
 def test_answers_are_written_and_change_nothing_of_the_training(
-    model: Path, rows: Path, tmp_path: Path
+    model: Path, sums: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("sacrebleu")
     pytest.importorskip("torchmetrics")
@@ -225,7 +225,7 @@ def test_answers_are_written_and_change_nothing_of_the_training(
     prompts.write_text('{"query": "one"}\n{"query": "two"}\n')
     plain = config_of(
         model,
-        rows,
+        sums,
         tmp_path / "plain",
         tuner_type="lora",
         lora_dropout=0.3,
@@ -259,7 +259,7 @@ def test_answers_are_written_and_change_nothing_of_the_training(
             mean = sum(line[name] for line in lines) / 5
             assert entry[f"eval_{name}"] == pytest.approx(mean)
         assert entry["eval_bleu-4"] >= 0
-    source = rows.read_text(encoding="utf-8").splitlines()
+    source = sums.read_text(encoding="utf-8").splitlines()
     for line in lines:
         row = json.loads(source[line["line"] - 1])
         assert line["reference"] == row["answer"].strip()
@@ -292,7 +292,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, name: str, values: dict[int, float
 )
 def test_the_best_checkpoint_is_the_best_that_was_evaluated_and_saved(
     model: Path,
-    rows: Path,
+    sums: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -302,7 +302,7 @@ def test_the_best_checkpoint_is_the_best_that_was_evaluated_and_saved(
     scripted(monkeypatch, name.removeprefix("eval_"), values)
     config = config_of(
         model,
-        rows,
+        sums,
         tmp_path,
         split_dataset_ratio=0.2,
         per_device_train_batch_size=16,
@@ -324,13 +324,13 @@ def test_the_best_checkpoint_is_the_best_that_was_evaluated_and_saved(
 
 
 def test_a_run_that_gets_no_better_stops_saved(
-    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # better, better, not by enough, worse, worse
     scripted(monkeypatch, "loss", {1: 0.9, 2: 0.5, 3: 0.49, 4: 0.6, 5: 0.7, 6: 0.1, 7: 0.1, 8: 0.1})
     config = config_of(
         model,
-        rows,
+        sums,
         tmp_path / "run",
         split_dataset_ratio=0.2,
         per_device_train_batch_size=16,
@@ -384,11 +384,11 @@ def test_an_improvement_is_more_than_the_threshold() -> None:
     ids=str,
 )
 def test_a_run_is_evaluated_when_it_was_asked_to_be(
-    model: Path, rows: Path, tmp_path: Path, settings: dict[str, Any], steps: list[int]
+    model: Path, sums: Path, tmp_path: Path, settings: dict[str, Any], steps: list[int]
 ) -> None:
     config = config_of(
         model,
-        rows,
+        sums,
         tmp_path,
         split_dataset_ratio=0.01,
         num_train_epochs=3,
@@ -415,9 +415,9 @@ def test_a_run_is_evaluated_when_it_was_asked_to_be(
     ],
 )
 def test_a_wrong_metric_is_said_before_anything_is_written(
-    model: Path, rows: Path, tmp_path: Path, settings: dict[str, Any], message: str
+    model: Path, sums: Path, tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
-    config = config_of(model, rows, tmp_path / "run", split_dataset_ratio=0.2, **settings)
+    config = config_of(model, sums, tmp_path / "run", split_dataset_ratio=0.2, **settings)
     with pytest.raises(ConfigError, match=message):
         train(config)
     assert not (tmp_path / "run").exists()

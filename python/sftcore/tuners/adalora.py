@@ -112,4 +112,9 @@ class AllocateRanks(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Allocates ranks for the step that was just taken, which the state does not count yet."""
-        self.model.base_model.update_and_allocate(state.global_step + 1)
+        step = state.global_step + 1
+        settings = self.model.peft_config[ADAPTER]
+        is_left_out = all(p.grad is None for p in self.model.matrices("E").values())
+        if is_left_out and step < settings.total_step - settings.tfinal:
+            return  # importance is told from gradients, and a step that is left out has none
+        self.model.base_model.update_and_allocate(step)

@@ -117,6 +117,8 @@ class ShrinkGates(TrainerCallback):  # type: ignore[misc, unused-ignore]
         **_: Any,
     ) -> None:
         """Shrinks every gate by the learning rate that its step had, times lambda."""
+        if all(gate.grad is None for gate in self.gates):
+            return  # the step was left out
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         with torch.no_grad():
             for gate in self.gates:
