@@ -460,7 +460,7 @@ def test_a_logger_that_cannot_start_says_what_to_do(
 ) -> None:
     from sftcore.train import loggers
 
-    def refuse(self: Any, package: Any) -> None:
+    def refuse(self: Any, package: Any, step: int) -> None:
         raise PermissionError("no key")
 
     monkeypatch.setattr(loggers._TensorBoard, "begin", refuse)

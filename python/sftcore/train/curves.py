@@ -271,8 +271,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         elif panel.smoothed and len(curve.values) >= 10:
             is_alone = len([other for other in panel.curves if not other.held_out]) == 1
             axes.plot(curve.steps, curve.values, lw=0.8, alpha=0.3, color=colour)
-            # over about a fortieth of the run
-            means = smooth(curve.values, 1 - min(0.5, max(0.02, 40 / len(curve.values))))
+            means = _smoothed(panel, curve.values)
             label = f"{curve.label}, smoothed" if is_alone else curve.label
             axes.plot(curve.steps, means, lw=1.8, color=colour, label=label)
         else:
@@ -294,12 +293,29 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.legend(fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", loc="best")
 
 
+def _smoothed(panel: Panel, values: Sequence[float]) -> list[float]:
+    # over about a fortieth of the run
+    weight = 1 - min(0.5, max(0.02, 40 / len(values)))
+    if _is_logarithmic(panel):
+        return [math.exp(mean) for mean in smooth([math.log(value) for value in values], weight)]
+    return smooth(values, weight)
+
+
+def _range(panel: Panel) -> tuple[float, float]:
+    values = [value for curve in panel.curves for value in curve.values]
+    return min(values), max(values)
+
+
+def _is_logarithmic(panel: Panel) -> bool:
+    low, high = _range(panel)
+    return panel.log_scale and low > 0 and high / low >= _LOG_SCALE_FROM
+
+
 def _scale(axes: Axes, panel: Panel) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    values = [value for curve in panel.curves for value in curve.values]
-    low, high = min(values), max(values)
-    if panel.log_scale and low > 0 and high / low >= _LOG_SCALE_FROM:
+    low, high = _range(panel)
+    if _is_logarithmic(panel):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
         axes.yaxis.set_major_formatter(lambda value, _: _number(value))

@@ -89,7 +89,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             f"asked for {world_size} processes, but Transformers runs {arguments.world_size}"
         )
     say(_describe_steps(config, steps, world_size, run_folder))
-    speed = MeasureSpeed()
+    speed, reporters = MeasureSpeed(), make_loggers(loggers, config, run_folder)
     progress = ShowProgress(lines=config.disable_tqdm)
     trainer = SftTrainer(
         model=model,
@@ -105,7 +105,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             WriteLedger(train_loader, run_folder),
             WriteLog(run_folder),
             progress,
-            *make_loggers(loggers, config, run_folder),
+            *reporters,
         ],
     )
     if config.test_oom:
@@ -123,6 +123,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     finally:
         progress.stop()
+        for reporter in reporters:
+            reporter.stop()
     result = _result(trainer, run_folder, train_loader)
     say(describe_speed(result["speed"]))
     say(f"best checkpoint: {result['best_model_checkpoint']}; curves: {run_folder / 'images'}")
