@@ -188,7 +188,7 @@ class _SwanLab(Logger, SwanLabCallback):  # type: ignore[misc, unused-ignore]
         )
 
     def end(self, package: Any, *, failed: bool) -> None:
-        package.finish(state="crashed" if failed else "success")
+        package.finish("aborted" if failed else "success")
 
 
 class _Trackio(Logger, TrackioCallback):  # type: ignore[misc, unused-ignore]
