@@ -117,7 +117,7 @@ $(VENV)/.train: $(VENV)/.base
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.train
-	$(PIP) -r <($(EXTRA) hub dev)
+	$(PIP) -r <($(EXTRA) hub metrics dev)
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev

@@ -45,5 +45,32 @@ class TokenizerError(SftcoreError, ValueError):
     """A tokenizer file is missing, broken or of an unknown kind."""
 
 
+class NonFiniteError(SftcoreError, ArithmeticError):
+    """A loss or a gradient is NaN or infinite."""
+
+
 class ConfigError(SftcoreError, ValueError):
     """A setting is unknown, out of range, or contradicts another one."""
+
+
+class CheckpointError(SftcoreError):
+    """A checkpoint could not be written; those before it are as they were."""
+
+
+class StoppedError(SftcoreError):
+    """A signal ended a run before its last step; it was saved and can go on.
+
+    Attributes:
+        signal: The number of the signal.
+        checkpoint: The checkpoint folder to go on from.
+    """
+
+    def __init__(self, message: str, *, signal: int, checkpoint: str) -> None:
+        super().__init__(message)
+        self.signal = signal
+        self.checkpoint = checkpoint
+
+    @property
+    def exit_code(self) -> int:
+        """What a command exits with, as a shell shows it: 128 and the signal."""
+        return 128 + self.signal

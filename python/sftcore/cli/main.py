@@ -13,10 +13,11 @@ import sys
 from collections.abc import Sequence
 
 from sftcore.cli import data, datasets, env, infer, merge, templates, train
+from sftcore.cli.flags import read_more_flags
 from sftcore.config.schema import did_you_mean
 from sftcore.errors import ConfigError, SftcoreError
 
-_ALIASES = {"sft": "train"}
+_ALIASES = {"sft": "train", "merge-lora": "merge", "merge_lora": "merge"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,12 +27,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words and words[0] in _ALIASES:
         words[0] = _ALIASES[words[0]]
     known, unknown = parser.parse_known_args(words)
-    if unknown:
-        command = commands[known.command]
-        flags = [flag for action in command._actions for flag in action.option_strings]
-        found = unknown[0].partition("=")[0]
-        kind = "flag" if found.startswith("-") else "word"
-        print(f"error: unknown {kind} {found}{did_you_mean(found, flags)}", file=sys.stderr)
+    try:
+        if unknown and "settings_class" in known:
+            known.more_flags = read_more_flags(known.settings_class, unknown)
+        elif unknown:
+            command = commands[known.command]
+            flags = [flag for action in command._actions for flag in action.option_strings]
+            found = unknown[0].partition("=")[0]
+            kind = "flag" if found.startswith("-") else "word"
+            raise ConfigError(f"unknown {kind} {found}{did_you_mean(found, flags)}")  # noqa: TRY301
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
         print(f"see sftcore {known.command} --help", file=sys.stderr)
         return 2
     try:

@@ -20,8 +20,8 @@ def register(subparsers: Subparsers) -> None:
     """Adds the command."""
     parser = subparsers.add_parser(
         "merge",
-        help="put a LoRA checkpoint into the base weights",
-        description="Put a LoRA checkpoint into the base weights, as a folder that plain Transformers loads.",
+        help="put an adapter into the base weights",
+        description="Put an adapter into the base weights, as a folder that plain Transformers loads.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

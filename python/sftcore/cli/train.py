@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from sftcore.cli.flags import add_flags, read_flags
 from sftcore.config import TrainConfig
+from sftcore.errors import StoppedError
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 EXAMPLE = """example:
   sftcore train --model smollm2-135m --dataset my.jsonl --learning_rate 2e-4 --num_train_epochs 2
   sftcore train --config run.yaml --max_steps 100
+  sftcore train --config run.yaml --resume_from_checkpoint last
   sftcore train --config run.yaml --dry_run        what it would do, and how much memory and time it takes
 """
 
@@ -37,6 +40,10 @@ def run(known: argparse.Namespace) -> None:
     config = read_flags(TrainConfig, known)
     from sftcore.train import train  # torch is loaded once the settings are known to be right
 
-    result = train(config)
+    try:
+        result = train(config)
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)
     if not config.dry_run:
         print(result["best_model_checkpoint"])

@@ -16,7 +16,7 @@ class InferConfig:
     model: str | None = None
     """A folder, a hub id, a .gguf file, or a short name; found through --adapters where not given."""
     adapters: str | None = None
-    """A LoRA checkpoint to put on the model."""
+    """A checkpoint with an adapter to put on the model."""
     prompt: str | None = None
     """One question; without it and without --prompts, an interactive chat starts."""
     prompts: str | None = None
@@ -44,9 +44,7 @@ class InferConfig:
 
     def __post_init__(self) -> None:
         if self.model is None and self.adapters is None:
-            raise ConfigError(
-                "--model is missing: name a model, or a LoRA checkpoint with --adapters"
-            )
+            raise ConfigError("--model is missing: name a model, or a checkpoint with --adapters")
         if self.prompt is not None and self.prompts is not None:
             raise ConfigError("--prompt and --prompts exclude each other")
         if self.output is not None and self.prompts is None:
@@ -70,7 +68,7 @@ class MergeConfig:
     """Merging. Which adapter goes into which weights."""
 
     adapters: str
-    """The LoRA checkpoint."""
+    """The checkpoint with the adapter."""
     output_dir: str | None = None
     """Where the merged model goes; the checkpoint with -merged at its end where not given."""
     model: str | None = None

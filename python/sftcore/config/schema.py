@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sftcore.config.translate import combine, old_names, rename
 from sftcore.errors import ConfigError
 
 T = TypeVar("T")
@@ -68,18 +69,20 @@ def build(config: type[T], values: Mapping[str, Any], *, origin: str) -> T:
 
     Args:
         config: A dataclass of settings.
-        values: Name to value; numbers may stand where strings are wanted and the other way round.
+        values: Name to value; numbers may stand where strings are wanted and the other way round. Names may be those
+            of ms-swift and of Transformers too; what they are now is said.
         origin: Where the values come from, for errors.
 
     Raises:
         ConfigError: A name is unknown, a value is of the wrong type or out of range, or one that
             is needed is missing.
     """
-    settings = settings_of(config)
+    settings, command = settings_of(config), config.__name__
     given = {}
-    for name, value in values.items():
+    for name, value in combine(command, settings, rename(command, settings, values)).items():
         if name not in settings:
-            raise ConfigError(f'{origin}: unknown setting "{name}"{did_you_mean(name, settings)}')
+            near = did_you_mean(name, [*settings, *old_names(command)])
+            raise ConfigError(f'{origin}: unknown setting "{name}"{near}')
         given[name] = _convert(settings[name], value, origin)
     for setting in settings.values():
         if setting.default is dataclasses.MISSING and setting.name not in given:

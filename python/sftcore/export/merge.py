@@ -1,13 +1,17 @@
-"""`merge`: a LoRA checkpoint into its base weights, as a folder that plain Transformers loads."""
+"""`merge`: an adapter into its base weights, as a folder that plain Transformers loads."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from sftcore.config import MergeConfig
@@ -34,7 +38,7 @@ def merge(config: MergeConfig) -> Path:
         )
     dtype = "auto" if config.torch_dtype == "auto" else getattr(torch, config.torch_dtype)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-    merged = PeftModel.from_pretrained(model, adapters).merge_and_unload()
+    merged = merged_model(PeftModel.from_pretrained(model, adapters))
     encoder = Encoder.from_pretrained(adapters if (adapters / "tokenizer.json").is_file() else base)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
@@ -45,3 +49,37 @@ def merge(config: MergeConfig) -> Path:
             shutil.rmtree(output)
         work.rename(output)
     return output
+
+
+def merged_model(tuned: Any) -> Any:
+    """Returns the model inside a PEFT model with the adapter in its weights.
+
+    Where the embedding shares its weight with the head and an adapter is on them, PEFT would add the update of each to
+    the one weight. Here each gets its own; they share it again where they are equal, and are saved apart where not.
+    """
+    inner = tuned.get_base_model()
+    head, embedding = (
+        _original(module)
+        for module in (inner.get_output_embeddings(), inner.get_input_embeddings())
+    )
+    is_tied = head is not None and head.weight is embedding.weight
+    if is_tied:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    merged = tuned.merge_and_unload()
+    if is_tied:
+        weights = [
+            module.weight
+            for module in (merged.get_output_embeddings(), merged.get_input_embeddings())
+        ]
+        if torch.equal(*weights):
+            merged.tie_weights()
+        else:
+            merged.config.get_text_config().tie_word_embeddings = False
+            merged.config.tie_word_embeddings = False
+    return merged
+
+
+def _original(module: Any) -> Any:
+    if isinstance(module, BaseTunerLayer):
+        return module.get_base_layer()
+    return module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else module

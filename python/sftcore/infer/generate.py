@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from sftcore.config import InferConfig
 from sftcore.data import Encoder
+from sftcore.data.prompts import Message
 from sftcore.errors import ConfigError
 from sftcore.models import load_model, quieten, resolve_model
+from sftcore.models.generation import generation_config
 from sftcore.train.output import read_args
-
-Message = dict[str, Any]
 
 
 def base_of(adapters: Path, given: str | None) -> Path:
-    """Returns the folder of the model that a LoRA checkpoint was trained on.
+    """Returns the folder of the model that an adapter was trained on.
 
     Raises:
         ConfigError: The checkpoint is none, or its base model is not here.
@@ -29,7 +27,8 @@ def base_of(adapters: Path, given: str | None) -> Path:
     path = adapters / "adapter_config.json"
     if not path.is_file():
         raise ConfigError(
-            f"--adapters {adapters} has no adapter_config.json; expected a checkpoint-N folder of a LoRA run"
+            f"--adapters {adapters} has no adapter_config.json; expected a checkpoint-N folder of a run with an "
+            "adapter; one of whole weights is a model by itself, for --model"
         )
     named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
     if given is None and named and Path(named).is_dir():
@@ -64,21 +63,13 @@ class Chat:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = model.to(self.device).eval()
         self.config = config
-        draws: dict[str, Any] = {}
-        if config.temperature > 0:
-            draws = {
-                "temperature": config.temperature,
-                "top_p": config.top_p,
-                "top_k": config.top_k,
-            }
-        self.generation = GenerationConfig(
+        self.generation = generation_config(
+            self.encoder,
             max_new_tokens=config.max_new_tokens,
-            do_sample=config.temperature > 0,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
             repetition_penalty=config.repetition_penalty,
-            eos_token_id=self.encoder.stop_token_ids or None,
-            pad_token_id=self.encoder.pad_token_id,
-            use_cache=True,
-            **draws,
         )
 
     def answer(

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sftcore.config import InferConfig
-from sftcore.errors import ConfigError, RowError
-from sftcore.infer.generate import Chat, Message
+from sftcore.data.prompts import Message, read_prompts, user_message
+from sftcore.errors import ConfigError
+from sftcore.infer.generate import Chat
 from sftcore.models import quieten
 
 HELP = "/exit leaves, /clear forgets the conversation, /system TEXT sets a system message"
@@ -26,7 +27,7 @@ def infer(config: InferConfig) -> list[dict[str, Any]]:
     """
     quieten()
     if config.prompt is not None:
-        questions = [[_user(config.prompt)]]
+        questions = [[user_message(config.prompt)]]
     elif config.prompts is not None:
         questions = read_prompts(Path(config.prompts))
     else:
@@ -42,50 +43,6 @@ def infer(config: InferConfig) -> list[dict[str, Any]]:
     if config.output:
         _write_answers(Path(config.output), answers)
     return answers
-
-
-def read_prompts(path: Path) -> list[list[Message]]:
-    """Reads questions: a line each of a text file, or `query` or `messages` of each jsonl row.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        RowError: A row has neither, or there are none.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of prompts")
-    questions: list[list[Message]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        if path.suffix != ".jsonl":
-            questions.append([_user(line)])
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise RowError(
-                f"{path}:{number}: not JSON: {error.msg}", path=str(path), line=number
-            ) from error
-        messages = row.get("messages") if isinstance(row, dict) else None
-        if isinstance(messages, list) and messages:
-            while messages and messages[-1].get("role") == "assistant":
-                messages.pop()
-            questions.append(messages)
-        elif isinstance(row, dict) and isinstance(row.get("query"), str):
-            questions.append([_user(row["query"])])
-        else:
-            raise RowError(
-                f'{path}:{number}: a prompt has neither "query" nor "messages"',
-                path=str(path),
-                line=number,
-            )
-    if not questions:
-        raise RowError(f"{path}: the file has no prompts", path=str(path))
-    return questions
-
-
-def _user(text: str) -> Message:
-    return {"role": "user", "content": text}
 
 
 def _write_answers(path: Path, answers: list[dict[str, Any]]) -> None:
@@ -117,7 +74,7 @@ def _chat(chat: Chat) -> None:
         elif text.startswith("/"):
             print(HELP, file=sys.stderr)  # noqa: T201
         elif text:
-            messages.append(_user(text))
+            messages.append(user_message(text))
             response = chat.answer(
                 system + messages,
                 on_text=lambda piece: print(piece, end="", flush=True),  # noqa: T201

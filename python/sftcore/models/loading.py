@@ -45,14 +45,18 @@ def load_model(
     torch_dtype: str = "auto",
     attn_impl: str = "auto",
     trust_remote_code: bool = False,
+    quantization_config: Any = None,
 ) -> Any:
-    """Loads a causal language model for training or inference, on the CPU."""
+    """Loads a causal language model for training or inference: on the CPU, or on the GPU where it is quantized."""
     arguments: dict[str, Any] = {
         "dtype": pick_dtype(torch_dtype),
         "trust_remote_code": trust_remote_code,
     }
     if attn_impl != "auto":
         arguments["attn_implementation"] = attn_impl
+    if quantization_config is not None:
+        place = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+        arguments |= {"quantization_config": quantization_config, "device_map": {"": place}}
     return AutoModelForCausalLM.from_pretrained(folder, **arguments)
 
 

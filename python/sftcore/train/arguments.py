@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,11 @@ from transformers import TrainingArguments
 
 from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader
+from sftcore.errors import ConfigError
+from sftcore.train.best import evaluation_arguments
 from sftcore.train.memory import memory_arguments
+from sftcore.train.optimizers import optimizer_name
+from sftcore.train.schedulers import schedule_arguments
 
 
 def training_arguments(
@@ -44,18 +47,16 @@ def training_arguments(
         "adam_beta1": config.adam_beta1,
         "adam_beta2": config.adam_beta2,
         "max_grad_norm": config.max_grad_norm,
-        "lr_scheduler_type": config.lr_scheduler_type,
-        "warmup_steps": math.ceil(config.warmup_ratio * max_steps),
-        "optim": config.optim,
+        "adam_epsilon": config.adam_epsilon,
+        "optim": optimizer_name(config),
+        "neftune_noise_alpha": config.neftune_noise_alpha,
         "logging_steps": config.logging_steps,
         "logging_first_step": config.logging_first_step,
-        "eval_strategy": "steps" if eval_loader else "no",
-        "eval_steps": config.eval_steps or save_steps,
-        "save_strategy": "steps",
+        "save_strategy": config.save_strategy,
         "save_steps": save_steps,
-        "save_total_limit": config.save_total_limit,
-        "metric_for_best_model": "eval_loss" if eval_loader else None,
-        "greater_is_better": False,
+        "save_only_model": config.save_only_model,
+        # losses that are not finite are found without it, and it waits for each of them
+        "logging_nan_inf_filter": False,
         "seed": config.seed,
         "use_cpu": not on_gpu,
         "disable_tqdm": True,
@@ -70,4 +71,22 @@ def training_arguments(
         "ignore_data_skip": True,
     }
     arguments |= memory_arguments(config)
-    return TrainingArguments(**arguments)
+    evaluation = evaluation_arguments(config, eval_loader, save_steps)
+    arguments |= evaluation
+    arguments |= schedule_arguments(
+        config, max_steps, greater_is_better=bool(evaluation.get("greater_is_better"))
+    )
+    return TrainingArguments(**merge_given(arguments, config.trainer_arguments))
+
+
+def merge_given(arguments: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments with those that the user gave under Transformers own names, which stand last.
+
+    Raises:
+        ConfigError: A GPU is to be left out, which the settings made before did not know.
+    """
+    if given.get("use_cpu") and torch.cuda.is_available():
+        raise ConfigError(
+            "--use_cpu comes too late to leave out a GPU; hide it instead: CUDA_VISIBLE_DEVICES= sftcore train ..."
+        )
+    return {**arguments, **given}

@@ -1,4 +1,4 @@
-"""How long a run takes: measured on a few micro-batches where the model is small and here, else reckoned.
+"""How long a run takes: measured on a few micro-batches where the model is here and small, else reckoned.
 
 Evaluation, saving and the update of the optimizer are left out, and so is what a first step costs more.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,3 @@ class WriteLedger(TrainerCallback):  # type: ignore[misc, unused-ignore]
         entries = self.loader.take_ledger()
         if state.is_world_process_zero:
             append_ledger(self.folder / LEDGER_FILE, entries)
-
-
-def continue_ledger(checkpoint: Path, run_folder: Path) -> None:
-    """Begins the ledger of a resumed run with that of the checkpoint."""
-    if (checkpoint / LEDGER_FILE).is_file():
-        shutil.copyfile(checkpoint / LEDGER_FILE, run_folder / LEDGER_FILE)

@@ -42,7 +42,7 @@ def open_loaders(
         "padding_free": config.padding_free,
     }
     eval_batch_size = config.per_device_eval_batch_size or config.per_device_train_batch_size
-    held_out = config.split_dataset_ratio > 0 and not config.val_dataset
+    held_out = config.holds_out
     eval_loader = None
     if config.val_dataset:
         eval_loader = BatchLoader(

@@ -18,10 +18,11 @@ from sftcore.models import load_model, load_settings
 from sftcore.models.attention import choose_attention
 from sftcore.models.checkpointing import require_gpu
 from sftcore.models.dtypes import choose_dtypes
+from sftcore.models.quantization import quantization_config
 from sftcore.train.inputs import InputKind
 from sftcore.train.method import LossMethod, choose_loss
 from sftcore.train.probe import needs_mask, why_not_packed
-from sftcore.tuners import apply_tuner, count_parameters
+from sftcore.tuners import apply_tuner, count_parameters, describe_parameters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,10 +59,11 @@ def open_model(config: TrainConfig, folder: Path) -> Opened:
         torch_dtype=name,
         attn_impl=attention.name,
         trust_remote_code=config.trust_remote_code,
+        quantization_config=quantization_config(config, dtypes.compute),
     )
     # a cache is of no use in training, and with one packed rows are taken for single sequences
     base.config.use_cache = False
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and config.quant_method is None:
         base.to("cuda")
     lines = [f"attention: {attention.name} ({attention.reason})"]
     kind = InputKind(needs_mask=needs_mask(base), is_flash=attention.is_flash)
@@ -73,10 +75,11 @@ def open_model(config: TrainConfig, folder: Path) -> Opened:
             "length"
         )
     model = apply_tuner(base, config)
-    total, trained, _ = count_parameters(model)
+    total, trained = count_parameters(model)
     lines.append(
         f"model: {config.model}, {total:,} parameters in {name}, {trained:,} trained ({trained / total:.2%})"
     )
+    lines.append(describe_parameters(model))
     method = choose_loss(config, model, kind)
     if method.reason and config.loss_impl == "auto":
         lines.append(f"loss: the logits of whole batches are computed, as {method.reason}")

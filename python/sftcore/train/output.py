@@ -45,11 +45,10 @@ _VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "WORLD_SIZE", "PYTORCH_
 
 def make_run_folder(config: TrainConfig) -> Path:
     """Makes `output/MODEL/vN-TIME`, or takes `output` itself with `add_version: false`."""
-    output = Path(config.output_dir)
+    parent = folder_of_runs(config)
     if not config.add_version:
-        output.mkdir(parents=True, exist_ok=True)
-        return output
-    parent = output / re.sub(r"[^\w.-]+", "-", Path(config.model).name)
+        parent.mkdir(parents=True, exist_ok=True)
+        return parent
     parent.mkdir(parents=True, exist_ok=True)
     versions = (re.match(r"v(\d+)-", folder.name) for folder in parent.iterdir())
     number = 1 + max((int(version[1]) for version in versions if version), default=-1)
@@ -61,6 +60,14 @@ def make_run_folder(config: TrainConfig) -> Path:
             number += 1
         else:
             return folder
+
+
+def folder_of_runs(config: TrainConfig) -> Path:
+    """Returns the folder that holds the runs of a model; with `add_version: false` it is the run itself."""
+    output = Path(config.output_dir)
+    return (
+        output / re.sub(r"[^\w.-]+", "-", Path(config.model).name) if config.add_version else output
+    )
 
 
 def write_args(folder: Path, config: TrainConfig) -> None:

@@ -16,18 +16,32 @@ from sftcore.data.run import save_data
 from sftcore.errors import SftcoreError
 from sftcore.models import quieten, resolve_model
 from sftcore.train.arguments import training_arguments
+from sftcore.train.best import check_evaluation, copy_best, meeting_note
 from sftcore.train.dry_run import dry_run, without_files
+from sftcore.train.early_stopping import StopEarly
 from sftcore.train.largest import TryLargest, explain_out_of_memory
-from sftcore.train.ledger import WriteLedger, continue_ledger
+from sftcore.train.ledger import WriteLedger
 from sftcore.train.loaders import describe_data, open_loaders, say
 from sftcore.train.log import WriteLog, finite
 from sftcore.train.loggers import choose_loggers, make_loggers
 from sftcore.train.open import open_model, padded
+from sftcore.train.optimizers import choose_optimizer
 from sftcore.train.output import make_run_folder, write_args, write_environment
 from sftcore.train.progress import ShowProgress
-from sftcore.train.schedule import EvaluateAtEnd
+from sftcore.train.resume import (
+    GoOn,
+    Resume,
+    find_resume,
+    finish,
+    prepare_folder,
+    read_loader_state,
+)
+from sftcore.train.schedule import EvaluateAtEnd, FollowEpochs
+from sftcore.train.schedulers import check_schedule
 from sftcore.train.speed import MeasureSpeed, describe_speed
-from sftcore.train.trainer import SftTrainer, read_loader_state
+from sftcore.train.stopping import StopOnSignal
+from sftcore.train.trainer import SftTrainer
+from sftcore.tuners import tuner_callbacks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,17 +61,22 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """Trains as `config` says.
 
     Returns:
-        `best_model_checkpoint`, `last_model_checkpoint`, `best_metric` (the lowest evaluation loss,
-        None without evaluation), `global_step`, `log_history`, `output_dir`, `data` (the report of the
-        loader), and `speed` (seconds, tokens, rates, shares and `memory_gib`). With `dry_run`, the plan.
+        `best_model_checkpoint`, `last_model_checkpoint`, `best_metric` (that of
+        `best_model_checkpoint`, None without evaluation), `global_step`, `log_history`, `output_dir`, `data` (the
+        report of the loader), and `speed` (seconds, tokens, rates, shares and `memory_gib`). With `dry_run`, the plan.
 
     Raises:
         SftcoreError: A setting, a row, the template or the tokenizer is wrong. Nothing is written
             before all of these are known to be right.
+        StoppedError: SIGTERM or Ctrl-C ended the run; it is saved.
+        CheckpointError: A checkpoint could not be written, as where the disk is full.
     """
     quieten()
+    choose_optimizer(config)  # a wrong one is said before any data is read
+    check_schedule(config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     loggers, note = choose_loggers(config)
+    resume = None if config.dry_run else find_resume(config)
     if config.dry_run:
         config = without_files(config)
     folder = resolve_model(config.model, weights=not config.dry_run)
@@ -74,8 +93,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
         train_loader, eval_loader = open_loaders(config, encoder, world_size)
     for line in [*opened.lines, *([note] if note else [])]:
         say(line)
+    check_evaluation(config, eval_loader)
     steps = _count_steps(config, train_loader)
-    run_folder = make_run_folder(config)
+    of_tuner = tuner_callbacks(model, config, steps.total)
+    if resume and resume.manifest:
+        state = read_loader_state(resume.checkpoint)
+        train_loader.load_state_dict(state, allow_data_change=config.allow_data_change)
+    run_folder = (resume and resume.run_folder) or make_run_folder(config)
     write_args(run_folder, config)
     write_environment(run_folder)
     if isinstance(train_loader, BatchLoader) and os.environ.get("RANK", "0") == "0":
@@ -89,6 +113,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
             f"asked for {world_size} processes, but Transformers runs {arguments.world_size}"
         )
     say(_describe_steps(config, steps, world_size, run_folder))
+    stopping = StopOnSignal(world_size=world_size)
+    if eval_loader and (meeting := meeting_note(config, int(arguments.save_steps), steps.total)):
+        say(meeting)
     speed, reporters = MeasureSpeed(), make_loggers(loggers, config, run_folder)
     progress = ShowProgress(lines=config.disable_tqdm)
     trainer = SftTrainer(
@@ -98,14 +125,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
         eval_loader=eval_loader,
         config=config,
         method=method,
+        stopping=stopping,
+        resume=resume,
         speed=speed,
         callbacks=[
+            FollowEpochs(train_loader),  # the first: others read the epoch
             speed,
             EvaluateAtEnd(evaluate=eval_loader is not None),
             WriteLedger(train_loader, run_folder),
             WriteLog(run_folder),
             progress,
+            *of_tuner,
+            *_early_stopping(config),
             *reporters,
+            stopping,  # the last: it overrules what others ask for
         ],
     )
     if config.test_oom:
@@ -113,22 +146,45 @@ def train(config: TrainConfig) -> dict[str, Any]:
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     try:
-        if config.resume_from_checkpoint:
-            checkpoint = Path(config.resume_from_checkpoint)
-            train_loader.load_state_dict(
-                read_loader_state(checkpoint), allow_data_change=config.allow_data_change
-            )
-            continue_ledger(checkpoint, run_folder)
-        with explain_out_of_memory(speed, config):
-            trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+        if os.environ.get("RANK", "0") == "0":
+            prepare_folder(resume, run_folder)
+        with stopping, explain_out_of_memory(speed, config):
+            _run(trainer, resume, steps.total)
     finally:
         progress.stop()
         for reporter in reporters:
             reporter.stop()
+    step = trainer.state.global_step
+    stopping.raise_if_stopped(str(run_folder / f"checkpoint-{step}"), step, steps.total)
     result = _result(trainer, run_folder, train_loader)
+    if config.load_best_model_at_end and trainer.is_world_process_zero():
+        copy_best(Path(result["best_model_checkpoint"]), run_folder)
     say(describe_speed(result["speed"]))
     say(f"best checkpoint: {result['best_model_checkpoint']}; curves: {run_folder / 'images'}")
     return result
+
+
+def _run(trainer: SftTrainer, resume: Resume | None, max_steps: int) -> None:
+    """Trains from the first step, or from a checkpoint on."""
+    if resume is None:
+        trainer.train()
+        return
+    checkpoint = str(resume.checkpoint)
+    if resume.manifest is None:
+        say(f"going on with the weights of {checkpoint}, from step 0")
+        trainer._load_from_checkpoint(checkpoint)
+        trainer.train()
+        return
+    if resume.step >= max_steps:
+        say(
+            f"nothing is left to train: {checkpoint} has all {max_steps} steps; raise --num_train_epochs or "
+            "--max_steps to go on"
+        )
+        finish(trainer, resume)
+        return
+    say(f"going on from {checkpoint}, after step {resume.step} of {max_steps}")
+    trainer.add_callback(GoOn(trainer, resume))
+    trainer.train(resume_from_checkpoint=checkpoint)
 
 
 def _open_encoder(config: TrainConfig, folder: Path) -> Encoder:
@@ -149,6 +205,13 @@ def _open_encoder(config: TrainConfig, folder: Path) -> Encoder:
     if encoder.tokenizer_engine_reason:
         say(f"tokenizer: the reference engine, as {encoder.tokenizer_engine_reason}")
     return encoder
+
+
+def _early_stopping(config: TrainConfig) -> list[StopEarly]:
+    if config.early_stop_interval is None:
+        return []
+    threshold = config.early_stopping_threshold
+    return [StopEarly(interval=config.early_stop_interval, threshold=threshold)]
 
 
 def _count_steps(config: TrainConfig, loader: BatchLoader | StreamLoader) -> Steps:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sftcore.data import BatchLoader, StreamLoader
+from sftcore.train.data_sets import shown_names
 from sftcore.train.inputs import examples_of_tokens
 from sftcore.train.loss import TokenLosses
 
@@ -23,7 +24,8 @@ class Tally:
     def __init__(self, loader: BatchLoader | StreamLoader) -> None:
         # a stream does not say which data set a row is of
         self.loader = loader if isinstance(loader, BatchLoader) else None
-        self.names = [part["name"] for part in self.loader.report["epoch"]] if self.loader else []
+        shown = shown_names(self.loader) if self.loader else {}
+        self.names, self.shown = list(shown), list(shown.values())
         self.sums: Tensor | None = None  # [data sets, (loss, right, tokens)]
 
     def add(self, batch: dict[str, Any], losses: TokenLosses) -> None:
@@ -36,9 +38,11 @@ class Tally:
         device = losses.losses.device
         if self.sums is None:
             self.sums = torch.zeros(max(1, len(self.names)), 3, dtype=torch.float64, device=device)
-        values = torch.stack(
-            [losses.losses, losses.right.float(), torch.ones_like(losses.losses)], dim=1
-        ).double()
+        # a token whose loss is not finite is named elsewhere, and would hide all others here
+        is_finite = torch.isfinite(losses.losses)
+        loss = losses.losses.where(is_finite, 0.0)
+        right = losses.right & is_finite
+        values = torch.stack([loss, right.float(), is_finite.float()], dim=1).double()
         self.sums.index_add_(0, self._sources(batch, device), values)
 
     def take(self, reduce: Callable[..., Any]) -> dict[str, float]:
@@ -58,7 +62,7 @@ class Tally:
         if len(self.names) > 1:
             found |= {
                 f"loss/{name}": part[0] / part[2]
-                for name, part in zip(self.names, sums, strict=True)
+                for name, part in zip(self.shown, sums, strict=True)
                 if part[2]
             }
         return found

@@ -8,6 +8,7 @@ and the evaluation loss is the mean over the trained tokens of the whole evaluat
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Iterator
@@ -15,21 +16,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
 
 from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader, StreamLoader
 from sftcore.data.run import LEDGER_FILE, save_tokenizer
-from sftcore.errors import ConfigError
 from sftcore.models.checkpointing import activations_of
+from sftcore.train.checkpoints import LOADER_STATE, Checkpoints, save_checkpoint
+from sftcore.train.evaluate import Evaluator
+from sftcore.train.finite import FiniteGuard
+from sftcore.train.loaders import say
 from sftcore.train.method import LossMethod
+from sftcore.train.optimizers import make_optimizer
 from sftcore.train.output import write_args
+from sftcore.train.resume import Resume, fitting, restore_optimizer
 from sftcore.train.speed import MeasureSpeed
+from sftcore.train.stopping import LeaveEvaluation, StopOnSignal
 from sftcore.train.tally import Tally
-
-LOADER_STATE = "loader_state.json"
+from sftcore.tuners import tuner_loss, tuner_numbers
 
 
 class _Stream(IterableDataset[dict[str, torch.Tensor]]):
@@ -67,6 +74,8 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         config: TrainConfig,
         method: LossMethod,
         speed: MeasureSpeed,
+        stopping: StopOnSignal,
+        resume: Resume | None = None,
         **arguments: Any,
     ) -> None:
         self.train_loader = train_loader
@@ -74,12 +83,64 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         self.config = config
         self.method = method
         self.speed = speed
+        self.stopping = stopping
+        self.resume = resume
+        # the temporary folder of a checkpoint that is being saved
+        self.saves_into: str | None = None
         train_stream = _Stream(train_loader, endless=True, speed=speed)
         super().__init__(train_dataset=train_stream, eval_dataset=eval_loader and [], **arguments)
+        self.checkpoints = Checkpoints(
+            Path(self.args.output_dir),
+            limit=config.save_total_limit,
+            has_links=config.create_checkpoint_symlink,
+            is_writer=self.args.should_save,
+            wait=self.accelerator.wait_for_everyone,
+        )
         # the loss below divides by num_items_in_batch
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
         self.tally = Tally(train_loader)
+        folder = Path(self.args.output_dir)
+        self.finite = FiniteGuard(
+            loader=train_loader,
+            method=method,
+            accelerator=self.accelerator,
+            folder=folder,
+            skips=config.on_non_finite == "skip",
+        )
+        self.evaluator = (
+            Evaluator(config, eval_loader, method, self.accelerator, folder)
+            if eval_loader
+            else None
+        )
+
+    def get_batch_samples(self, *arguments: Any) -> Any:
+        """The micro-batches of a step, which are known if their loss is not finite."""
+        batches, num_items = super().get_batch_samples(*arguments)
+        self.finite.begin(batches, num_items)
+        return batches, num_items
+
+    def training_step(self, *arguments: Any, **named: Any) -> Tensor:
+        """The loss of a micro-batch, 0 where it is not finite."""
+        return self.finite.note(super().training_step(*arguments, **named))
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = self.finite.check(
+            model,
+            super()._get_grad_norm(model, grad_norm),
+            step=self.state.global_step,
+            logged_step=self._globalstep_last_logged,
+        )
+        if self.finite.is_skipped:
+            self._tr_loss -= self.finite.skipped_loss()
+        return norm
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        # a number is the best only where the weights that it is of are saved
+        is_saved = self.control.should_save or self.args.save_strategy == SaveStrategy.BEST
+        if not is_saved or self.args.metric_for_best_model not in metrics:
+            return False
+        return bool(super()._determine_best_metric(metrics, trial))
 
     def compute_loss(
         self,
@@ -103,13 +164,26 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # the count is that of all ranks, and gradients are averaged over them
             loss = loss * self.accelerator.num_processes
+        added = tuner_loss(self.model)
+        if added is not None:
+            # with its gradient and without its value, so that the loss of a log is that of tokens
+            loss = loss + (added - added.detach()) / self.current_gradient_accumulation_steps
         self.tally.add(inputs, losses)
         return (loss, losses) if return_outputs else loss
 
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> Any:
+        """The optimizer that the settings name, whose parameter groups they shape."""
+        if self.optimizer is None:
+            made, line = make_optimizer(self, model or self.model, self.config)
+            self.optimizer: Any = made
+            say(line)
+        return self.optimizer
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds accuracy, the loss of each data set where there are several, and how fast the run goes."""
+        logs = self.finite.amend(logs, self.state.global_step)
         if "loss" in logs:
-            logs |= self.tally.take(self.accelerator.reduce)
+            logs |= self.tally.take(self.accelerator.reduce) | tuner_numbers(self.model)
             logs |= self.speed.take(self.gather, self.state)
         super().log(logs, start_time)
 
@@ -140,33 +214,52 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         ignore_keys: list[str] | None = None,  # noqa: ARG002
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Loss and accuracy over all trained tokens, not a mean of means; weights do not enter."""
-        model = self.model
-        model.eval()
-        # loss, right tokens, tokens, examples
-        sums = torch.zeros(4, dtype=torch.float64, device=self.args.device)
-        with torch.no_grad():
-            for batch in dataloader:
-                inputs = self._prepare_inputs(batch)
-                inputs.pop("loss_weights", None)
-                found, _ = self.method.losses(model, inputs)
-                examples = len(inputs["rows"])
-                sums += torch.stack(
-                    [
-                        found.losses.double().sum(),
-                        found.right.sum().double(),
-                        torch.tensor(float(len(found.losses))).to(sums),
-                        torch.tensor(float(examples)).to(sums),
-                    ]
-                )
-        loss, right, count, examples = self.accelerator.reduce(sums, "sum").tolist()
-        metrics = {
-            f"{metric_key_prefix}_loss": loss / count,
-            f"{metric_key_prefix}_token_acc": right / count,
-        }
+        """Loss, accuracy and answers over the whole evaluation set."""
+        assert self.evaluator is not None
+        self.model.eval()
+        if callable(getattr(self.optimizer, "eval", None)):
+            self.optimizer.eval()  # a schedule-free optimizer keeps the weights to evaluate apart
+        batches = (self._prepare_inputs(batch) for batch in dataloader)
+        found, num_examples = self.evaluator.evaluate(self.model, batches, self.state.global_step)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         return EvalLoopOutput(
-            predictions=None, label_ids=None, metrics=metrics, num_samples=int(examples)
+            predictions=None, label_ids=None, metrics=metrics, num_samples=num_examples
         )
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self.saves_into or str(super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        save_checkpoint(self, functools.partial(super()._save_checkpoint, model, trial))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *rest: Any, **named: Any) -> None:
+        load = super()._load_from_checkpoint
+        assert self.resume is not None
+        fitting(functools.partial(load, resume_from_checkpoint, *rest, **named), self.resume)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.resume is not None:
+            load = functools.partial(super()._load_optimizer_and_scheduler, checkpoint)
+            restore_optimizer(self, self.resume, load)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if not self.config.resume_only_model:
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if not self.config.resume_only_model:
+            super()._load_rng_state(checkpoint)
+
+    def _evaluate(self, *arguments: Any, **named: Any) -> Any:
+        with self.stopping.evaluating():
+            return super()._evaluate(*arguments, **named)
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **named: Any) -> None:
+        try:
+            super()._maybe_log_save_evaluate(*arguments, **named)
+        except LeaveEvaluation:
+            self.stopping.leave_evaluation(self.control)
+            super()._maybe_log_save_evaluate(*arguments, **named)
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -181,18 +274,3 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         ledger = Path(self.args.output_dir) / LEDGER_FILE
         if ledger.is_file():
             shutil.copyfile(ledger, folder / LEDGER_FILE)
-
-
-def read_loader_state(checkpoint: Path) -> dict[str, Any]:
-    """Returns the loader state of a checkpoint.
-
-    Raises:
-        ConfigError: It has none.
-    """
-    path = checkpoint / LOADER_STATE
-    if not path.is_file():
-        raise ConfigError(
-            f"--resume_from_checkpoint {checkpoint} has no {LOADER_STATE}; expected a checkpoint-N folder of sftcore"
-        )
-    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return state

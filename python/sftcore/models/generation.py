@@ -1,0 +1,116 @@
+"""Prompts to answers, several at a time.
+
+In come token ids of prompts, out come those of the answers, without the token that ends them. Prompts of like length
+are answered together, padded on the left; which ones share a batch does not change what the likeliest answer is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from sftcore.data import Encoder
+
+
+def generation_config(
+    encoder: Encoder,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    repetition_penalty: float,
+) -> GenerationConfig:
+    """Returns how Transformers generates.
+
+    Args:
+        encoder: Knows the tokens that end an answer.
+        max_new_tokens: The longest answer.
+        temperature: 0 takes the likeliest token.
+        top_p: Draws among the likeliest tokens that together have this probability.
+        top_k: Draws among so many tokens; 0 among all.
+        repetition_penalty: Above 1, tokens that occurred become less likely.
+    """
+    draws: dict[str, Any] = {}
+    if temperature > 0:
+        draws = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        repetition_penalty=repetition_penalty,
+        eos_token_id=encoder.stop_token_ids or None,
+        pad_token_id=encoder.pad_token_id,
+        use_cache=True,
+        **draws,
+    )
+
+
+def generate_answers(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    *,
+    batch_size: int,
+    seed: int,
+) -> list[list[int]]:
+    """Returns the token ids of the answers, in the order of the prompts.
+
+    Random numbers are drawn from `seed` and the generators are put back afterwards, so that a training run
+    goes on as if nothing had been generated.
+
+    Args:
+        model: In evaluation mode.
+        prompts: Token ids, none empty.
+        config: How to generate.
+        batch_size: Prompts of a batch.
+        seed: Decides the draws.
+    """
+    device = next(model.parameters()).device
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    answers: list[list[int]] = [[] for _ in prompts]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        torch.manual_seed(seed)
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            found = _generate_batch(model, [prompts[number] for number in numbers], config, device)
+            for number, answer in zip(numbers, found, strict=True):
+                answers[number] = answer
+    return answers
+
+
+def _generate_batch(
+    model: Any, prompts: Sequence[Sequence[int]], config: GenerationConfig, device: torch.device
+) -> list[list[int]]:
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), longest), int(config.pad_token_id or 0))
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    output = model.generate(
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        generation_config=_within_positions(model, config, longest),
+    )
+    stops = config.eos_token_id or []
+    return [_until(answer, stops) for answer in output[:, longest:].tolist()]
+
+
+def _within_positions(model: Any, config: GenerationConfig, prompt: int) -> GenerationConfig:
+    """Returns settings whose answers end with the positions of the model."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is None or prompt + config.max_new_tokens <= limit:
+        return config
+    shorter = copy.deepcopy(config)
+    shorter.max_new_tokens = max(1, limit - prompt)
+    return shorter
+
+
+def _until(ids: list[int], stops: Sequence[int]) -> list[int]:
+    """Returns the ids before the first that ends an answer."""
+    ends = [place for place, token in enumerate(ids) if token in stops]
+    return ids[: ends[0]] if ends else ids
