@@ -86,16 +86,27 @@ def draw_curves(history: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     columns = 1 if len(panels) == 1 else 2 if len(panels) < 5 else 3
     rows = -(-len(panels) // columns)
-    page = Figure(figsize=(5.4 * columns, 3.5 * rows), layout="constrained")
-    page.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr, call-arg, unused-ignore]
+    page = Figure(figsize=(5.4 * columns, 3.5 * rows))
+    _set_margins(page, rows, columns)
     for place, panel in enumerate(panels):
         _draw(page.add_subplot(rows, columns, place + 1), panel)
     files = [_save(page, folder / _OVERVIEW)]
     for panel in panels:
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        figure = Figure(figsize=(8, 4.5))
+        _set_margins(figure, 1, 1)
         _draw(figure.add_subplot(), panel)
         files.append(_save(figure, folder / f"{panel.name}.png"))
     return files
+
+
+def _set_margins(figure: Figure, rows: int, columns: int) -> None:
+    """Leaves room for titles, ticks and labels; measuring their texts would take as long as drawing them."""
+    width, height = figure.get_size_inches()
+    left, right, top, bottom = 0.75 / width, 1 - 0.2 / width, 1 - 0.45 / height, 0.6 / height
+    # room between pictures, as a share of one of them
+    beside = 0.9 / max((width * (right - left) - 0.9 * (columns - 1)) / columns, 0.1)
+    above = 1.05 / max((height * (top - bottom) - 1.05 * (rows - 1)) / rows, 0.1)
+    figure.subplots_adjust(left, bottom, right, top, wspace=beside, hspace=above)
 
 
 def find_panels(history: Sequence[dict[str, Any]]) -> list[Panel]:
@@ -260,8 +271,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         elif panel.smoothed and len(curve.values) >= 10:
             is_alone = len([other for other in panel.curves if not other.held_out]) == 1
             axes.plot(curve.steps, curve.values, lw=0.8, alpha=0.3, color=colour)
-            # over about a twentieth of the run
-            means = smooth(curve.values, 1 - min(0.5, max(0.02, 20 / len(curve.values))))
+            means = _smoothed(panel, curve.values)
             label = f"{curve.label}, smoothed" if is_alone else curve.label
             axes.plot(curve.steps, means, lw=1.8, color=colour, label=label)
         else:
@@ -279,27 +289,51 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.grid(alpha=0.25, lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#aaaaaa")
-    if len(panel.curves) > 1 or panel.smoothed:
+    if len(panel.curves) > 1 or panel.smoothed or panel.name == "evaluation":
         axes.legend(fontsize=8, frameon=True, framealpha=0.85, edgecolor="none", loc="best")
 
 
-def _scale(axes: Axes, panel: Panel) -> None:
-    from matplotlib.ticker import LogFormatter, ScalarFormatter
+def _smoothed(panel: Panel, values: Sequence[float]) -> list[float]:
+    # over about a fortieth of the run
+    weight = 1 - min(0.5, max(0.02, 40 / len(values)))
+    if _is_logarithmic(panel):
+        return [math.exp(mean) for mean in smooth([math.log(value) for value in values], weight)]
+    return smooth(values, weight)
 
+
+def _range(panel: Panel) -> tuple[float, float]:
     values = [value for curve in panel.curves for value in curve.values]
-    low, high = min(values), max(values)
-    if panel.log_scale and low > 0 and high / low >= _LOG_SCALE_FROM:
+    return min(values), max(values)
+
+
+def _is_logarithmic(panel: Panel) -> bool:
+    low, high = _range(panel)
+    return panel.log_scale and low > 0 and high / low >= _LOG_SCALE_FROM
+
+
+def _scale(axes: Axes, panel: Panel) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = _range(panel)
+    if _is_logarithmic(panel):
         axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,)))
+        axes.yaxis.set_major_formatter(lambda value, _: _number(value))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         return
     if panel.from_zero:
         axes.set_ylim(bottom=0, top=1.08 * high if high > 0 else 1)
-    formatter = ScalarFormatter(useMathText=True)
-    formatter.set_powerlimits((-3, 6))
-    axes.yaxis.set_major_formatter(formatter)
-    axes.yaxis.get_offset_text().set_fontsize(8)
-    if panel.name == "throughput":
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.yaxis.set_major_formatter(lambda value, _: _number(value))
+
+
+def _number(value: float) -> str:
+    """Returns a tick as people write it: 12,000, 0.25, 8e-5."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    text = f"{value:.4g}"
+    return text.replace("e-0", "e-") if "e" in text else text
 
 
 def _save(figure: Figure, path: Path) -> Path:

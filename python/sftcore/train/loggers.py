@@ -12,7 +12,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from transformers.integrations import (
@@ -27,10 +27,7 @@ from sftcore.config import TrainConfig
 from sftcore.config.output import LOGGERS
 from sftcore.errors import ConfigError, SftcoreError
 
-if TYPE_CHECKING:
-    from transformers import TrainerCallback
-
-_LEAVE_OUT = "or leave it out of --report_to"
+_LEAVE_OUT = "or choose another --report_to (none keeps logging.jsonl alone)"
 _LOG_IN = {
     "wandb": "run wandb login, set WANDB_MODE=offline",
     "mlflow": "set MLFLOW_TRACKING_URI to a server or to sqlite:///mlflow.db",
@@ -67,9 +64,9 @@ def is_installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def make_loggers(names: list[str], config: TrainConfig, run_folder: Path) -> list[TrainerCallback]:
+def make_loggers(names: list[str], config: TrainConfig, run_folder: Path) -> list[Logger]:
     """Returns the callbacks of loggers that `choose_loggers` gave."""
-    kinds: dict[str, Callable[[TrainConfig, Path], TrainerCallback]] = {
+    kinds: dict[str, Callable[[TrainConfig, Path], Logger]] = {
         "tensorboard": _TensorBoard,
         "wandb": _Wandb,
         "mlflow": _MLflow,
@@ -79,7 +76,7 @@ def make_loggers(names: list[str], config: TrainConfig, run_folder: Path) -> lis
     return [kinds[name](config, run_folder) for name in names]
 
 
-class _Begun:
+class Logger:
     """Begins the run of a logger where the Trainer first speaks to it, on one rank.
 
     Attributes:
@@ -100,7 +97,7 @@ class _Begun:
         """Begins a run of the logger, then lets Transformers set it up."""
         try:
             if state.is_world_process_zero:
-                self.begin(importlib.import_module(self.logger))
+                self.begin(importlib.import_module(self.logger), state.global_step)
                 self.is_begun = True
             super().on_train_begin(args, state, control, **kwargs)  # type: ignore[misc]
         except Exception as error:
@@ -112,31 +109,41 @@ class _Begun:
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Lets Transformers finish, then ends the run of the logger."""
         super().on_train_end(args, state, control, **kwargs)  # type: ignore[misc]
+        self._end(failed=False)
+
+    def stop(self) -> None:
+        """Ends the run of the logger as a failed one, where it has not ended."""
+        self._end(failed=True)
+
+    def _end(self, *, failed: bool) -> None:
         if self.is_begun:
-            self.end(importlib.import_module(self.logger))
             self.is_begun = False
+            self.end(importlib.import_module(self.logger), failed=failed)
 
-    def begin(self, package: Any) -> None:
-        """Begins a run."""
+    def begin(self, package: Any, step: int) -> None:
+        """Begins a run after `step` optimizer steps."""
 
-    def end(self, package: Any) -> None:
+    def end(self, package: Any, *, failed: bool) -> None:
         """Ends it."""
 
 
-class _TensorBoard(_Begun, TensorBoardCallback):  # type: ignore[misc, unused-ignore]
+class _TensorBoard(Logger, TensorBoardCallback):  # type: ignore[misc, unused-ignore]
     logger = "tensorboard"
 
-    def begin(self, package: Any) -> None:  # noqa: ARG002
-        self.logging_dir = str(self.run_folder / "runs")
-        self._init_summary_writer(None)
+    def begin(self, package: Any, step: int) -> None:  # noqa: ARG002
+        writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
+        # of steps that are run again after a checkpoint, the new numbers are shown
+        self.tb_writer = writer(
+            log_dir=str(self.run_folder / "runs"), purge_step=step + 1 if step else None
+        )
         settings = yaml.safe_dump(self.run_settings.to_dict(), allow_unicode=True, sort_keys=False)
         self.tb_writer.add_text("settings", f"```yaml\n{settings}```")
 
 
-class _Wandb(_Begun, WandbCallback):  # type: ignore[misc, unused-ignore]
+class _Wandb(Logger, WandbCallback):  # type: ignore[misc, unused-ignore]
     logger = "wandb"
 
-    def begin(self, package: Any) -> None:
+    def begin(self, package: Any, step: int) -> None:  # noqa: ARG002
         package.init(
             project=os.environ.get("WANDB_PROJECT", self.run_settings.project),
             name=self.run_name,
@@ -144,14 +151,14 @@ class _Wandb(_Begun, WandbCallback):  # type: ignore[misc, unused-ignore]
             config={"settings": self.run_settings.to_dict()},
         )
 
-    def end(self, package: Any) -> None:
-        package.finish()
+    def end(self, package: Any, *, failed: bool) -> None:
+        package.finish(exit_code=int(failed))
 
 
-class _MLflow(_Begun, MLflowCallback):  # type: ignore[misc, unused-ignore]
+class _MLflow(Logger, MLflowCallback):  # type: ignore[misc, unused-ignore]
     logger = "mlflow"
 
-    def begin(self, package: Any) -> None:
+    def begin(self, package: Any, step: int) -> None:  # noqa: ARG002
         package.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", self.run_settings.project))
         if "MLFLOW_RUN_ID" in os.environ:
             return  # the callback goes on with that run
@@ -163,14 +170,14 @@ class _MLflow(_Begun, MLflowCallback):  # type: ignore[misc, unused-ignore]
         }
         package.log_params(settings)
 
-    def end(self, package: Any) -> None:
-        package.end_run()
+    def end(self, package: Any, *, failed: bool) -> None:
+        package.end_run("FAILED" if failed else "FINISHED")
 
 
-class _SwanLab(_Begun, SwanLabCallback):  # type: ignore[misc, unused-ignore]
+class _SwanLab(Logger, SwanLabCallback):  # type: ignore[misc, unused-ignore]
     logger = "swanlab"
 
-    def begin(self, package: Any) -> None:
+    def begin(self, package: Any, step: int) -> None:  # noqa: ARG002
         # the callback of Transformers 5.23 asks for a run before it makes one, which SwanLab 0.10 refuses
         package.init(
             project=os.environ.get("SWANLAB_PROJECT", self.run_settings.project),
@@ -180,10 +187,14 @@ class _SwanLab(_Begun, SwanLabCallback):  # type: ignore[misc, unused-ignore]
             config={"settings": self.run_settings.to_dict()},
         )
 
-    def end(self, package: Any) -> None:
-        package.finish()
+    def end(self, package: Any, *, failed: bool) -> None:
+        package.finish("aborted" if failed else "success")
 
 
-class _Trackio(_Begun, TrackioCallback):  # type: ignore[misc, unused-ignore]
-    # Transformers begins and ends a run of the project and name in its arguments
+class _Trackio(Logger, TrackioCallback):  # type: ignore[misc, unused-ignore]
+    # Transformers begins a run of the project and name in its arguments, and ends it where all goes well
     logger = "trackio"
+
+    def end(self, package: Any, *, failed: bool) -> None:
+        if failed:
+            package.finish()

@@ -116,7 +116,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     stopping = StopOnSignal(world_size=world_size)
     if eval_loader and (meeting := meeting_note(config, int(arguments.save_steps), steps.total)):
         say(meeting)
-    speed = MeasureSpeed()
+    speed, reporters = MeasureSpeed(), make_loggers(loggers, config, run_folder)
     progress = ShowProgress(lines=config.disable_tqdm)
     trainer = SftTrainer(
         model=model,
@@ -137,7 +137,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             progress,
             *of_tuner,
             *_early_stopping(config),
-            *make_loggers(loggers, config, run_folder),
+            *reporters,
             stopping,  # the last: it overrules what others ask for
         ],
     )
@@ -152,6 +152,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             _run(trainer, resume, steps.total)
     finally:
         progress.stop()
+        for reporter in reporters:
+            reporter.stop()
     step = trainer.state.global_step
     stopping.raise_if_stopped(str(run_folder / f"checkpoint-{step}"), step, steps.total)
     result = _result(trainer, run_folder, train_loader)
