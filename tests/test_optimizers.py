@@ -16,7 +16,6 @@ transformers = pytest.importorskip("transformers")
 
 from transformers.training_args import OptimizerNames
 
-from sftcore import tuners
 from sftcore.config import TrainConfig
 from sftcore.errors import ConfigError
 from sftcore.train import train
@@ -79,12 +78,8 @@ def test_a_vector_is_not_decayed_whatever_it_is_called() -> None:
     assert grouped(model, settings(tuner_type="full"))["gate"]["weight_decay"] == 0.0
 
 
-def test_parameters_of_a_tuner_learn_at_their_own_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    def factors(model: Any, config: TrainConfig) -> dict[str, float]:
-        return {name: 16.0 for name, _ in model.named_parameters() if ".lora_B." in name}
-
-    monkeypatch.setattr(tuners, "learning_rate_factors", factors, raising=False)
-    config = settings(learning_rate=RATE)
+def test_parameters_of_a_tuner_learn_at_their_own_rates() -> None:
+    config = settings(learning_rate=RATE, lorap_lr_ratio=16.0)
     model = apply_tuner(tiny(), config)
     groups = grouped(model, config)
     rates = {name: group["lr"] for name, group in groups.items()}
