@@ -21,6 +21,7 @@ from sftcore.models.dtypes import Dtypes
 from sftcore.train import train
 from sftcore.train.estimate import BatchSize, estimate_step
 from sftcore.train.largest import explain_out_of_memory, find_largest, read_batch
+from sftcore.train.optimizers import choose_optimizer
 from training import config_of, losses
 
 FLOAT32 = Dtypes(weights=torch.float32, compute=torch.float32)
@@ -53,7 +54,13 @@ def test_a_dry_run_says_what_the_run_then_does(
     rates = {point["step"]: point["rate"] for point in plan["learning_rate"]["points"]}
     assert rates == pytest.approx({step: logged[step - 1] for step in rates})
     assert plan["data"]["eval_examples"] == result["data"]["examples"] - plan["data"]["examples"]
-    assert plan["model"]["trained"]["q_proj"] == {"modules": 2, "parameters": 2 * 8 * (32 + 32)}
+    (kind,) = (kind for kind in plan["model"]["trained"] if kind["name"] == "q_proj")
+    assert kind == {
+        "name": "q_proj",
+        "shape": "32 x 32",
+        "modules": 2,
+        "parameters": 2 * 8 * (32 + 32),
+    }
     assert "measured in" in plan["time"]["how"]
     # steps of a tiny model vary, but are never off by an order
     assert 0.1 < plan["time"]["seconds_per_step"] / result["speed"]["seconds_per_step"] < 10
@@ -105,7 +112,7 @@ def estimated(settings: Any, size: BatchSize, model: Path, rows: Path, **changes
         size,
         dtypes=FLOAT32,
         attention=SDPA,
-        optimizer="adamw_torch",
+        optimizer=choose_optimizer(config),
         accumulates=True,
     )
 

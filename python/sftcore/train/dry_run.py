@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from transformers import TrainingArguments, get_scheduler
 
 from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader, Encoder, StreamLoader
@@ -25,13 +24,13 @@ from sftcore.errors import SftcoreError
 from sftcore.models import load_settings
 from sftcore.models.attention import Attention, choose_attention
 from sftcore.models.dtypes import Dtypes, choose_dtypes
-from sftcore.train.arguments import training_arguments
 from sftcore.train.duration import find_time, is_cheap
 from sftcore.train.estimate import BatchSize, Estimate, estimate_step
 from sftcore.train.loaders import open_loaders
 from sftcore.train.open import open_model, padded
 from sftcore.train.optimizers import choose_optimizer
 from sftcore.train.plan_text import describe_plan
+from sftcore.train.schedulers import MEASURED, learning_rates
 from sftcore.train.speed import count_tokens, example_lengths
 
 _STREAMED_BATCHES = 256
@@ -86,9 +85,6 @@ def dry_run(
     shapes, lengths = _read_shapes(loader, notes)
     total, per_epoch = _count_steps(config, loader)
     accumulation = config.accumulation_steps(world_size)
-    arguments = training_arguments(
-        config, Path(config.output_dir), eval_loader, total, max(1, total), world_size
-    )
     batches = _describe_batches(shapes, lengths, accumulation)
     largest = batches["largest"]
     size = BatchSize(
@@ -102,7 +98,7 @@ def dry_run(
             size,
             dtypes=dtypes,
             attention=attention,
-            optimizer=choose_optimizer(config).name,
+            optimizer=choose_optimizer(config),
             accumulates=accumulation > 1,
         )
         notes += estimate.notes
@@ -116,7 +112,7 @@ def dry_run(
         "data": _describe_data(loader, eval_loader),
         "batches": batches,
         "steps": _describe_steps(shapes, total, per_epoch, accumulation, world_size),
-        "learning_rate": _describe_rates(config, arguments, total),
+        "learning_rate": _describe_rates(config, total),
         "memory": _describe_memory(config, estimate),
         "time": find_time(loader, opened, config, dtypes, estimate, size, slots, total),
         "notes": notes,
@@ -178,7 +174,8 @@ def _describe_model(
         "tuner": config.tuner_type,
         "parameters": estimate and estimate.parameters,
         "trained_parameters": estimate and estimate.trained_parameters,
-        "trained": estimate and estimate.trained_kinds,
+        "trained": estimate.trained_kinds if estimate else [],
+        "optimizer": choose_optimizer(config).name,
         "dtype": str(dtypes.weights).removeprefix("torch."),
         "compute_dtype": str(dtypes.compute).removeprefix("torch."),
         "attention": attention.name,
@@ -280,39 +277,19 @@ def _describe_steps(
     }
 
 
-def _describe_rates(
-    config: TrainConfig, arguments: TrainingArguments, total: int
-) -> dict[str, Any]:
+def _describe_rates(config: TrainConfig, total: int) -> dict[str, Any]:
     """Returns the learning rate over the steps, at points that are evenly apart."""
-    kind = str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type))
-    warmup = int(arguments.get_warmup_steps(total))
     found: dict[str, Any] = {
         "highest": config.effective_learning_rate,
-        "schedule": kind,
-        "warmup_steps": warmup,
+        "schedule": config.lr_scheduler_type,
+        "warmup_steps": config.num_warmup_steps(total),
         "points": None,
     }
-    if kind in ("reduce_lr_on_plateau", "greedy"):
-        return found  # these follow what is measured
-    optimizer = torch.optim.SGD(
-        [torch.nn.Parameter(torch.zeros(1))], lr=config.effective_learning_rate
-    )
-    scheduler = get_scheduler(
-        kind,
-        optimizer,
-        num_warmup_steps=warmup,
-        num_training_steps=total,
-        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs or {},
-    )
-    rates = []
-    for _ in range(total):
-        rates.append(scheduler.get_last_lr()[0])
-        optimizer.step()
-        scheduler.step()
-    places = np.unique(np.linspace(0, total - 1, min(total, _POINTS_OF_SCHEDULE)).round()).astype(
-        int
-    )
-    found["points"] = [{"step": int(place) + 1, "rate": rates[place]} for place in places]
+    if config.lr_scheduler_type in MEASURED:
+        return found
+    rates = learning_rates(config, total)
+    places = np.unique(np.linspace(0, total - 1, min(total, _POINTS_OF_SCHEDULE)).round())
+    found["points"] = [{"step": int(place) + 1, "rate": rates[int(place)]} for place in places]
     found["last"] = rates[-1]
     return found
 

@@ -9,7 +9,6 @@ and libraries keep for themselves is not: see docs/watching.md for how far that 
 from __future__ import annotations
 
 import weakref
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -31,25 +30,12 @@ from sftcore.models.checkpointing import checkpointing_arguments
 from sftcore.models.dtypes import Dtypes
 from sftcore.train.head import after_head, causal_model
 from sftcore.train.loss import Objective, chunked_losses, default_chunk_size, losses_of_logits
-from sftcore.tuners import apply_tuner
+from sftcore.train.optimizers import Choice
+from sftcore.tuners import apply_tuner, count_parameters, trained_kinds
 
-# values of optimizer state for each trained one, by the name in Transformers, and the bytes of one; None is
-# as many as the parameter has
-_STATES: dict[str, tuple[float, int | None]] = {
-    "adamw_torch": (2, None),
-    "adamw_torch_fused": (2, None),
-    "adamw_torch_8bit": (2, 1),
-    "adamw_bnb_8bit": (2, 1),
-    "adamw_8bit": (2, 1),
-    "ademamix": (3, None),
-    "adagrad": (1, None),
-    "rmsprop": (1, None),
-    "lion_32bit": (1, 4),
-    "lion_8bit": (1, 1),
-    "sgd": (0, None),
-    "adafactor": (0.01, 4),
-}
-_KEPT_ON_HOST = "paged"
+# what 4 and 8 bits of bitsandbytes take with their scales, in bytes of a weight
+_QUANTIZED_BYTES = {4: 0.516, 8: 1.01}
+_SCALES_OF_4_BITS = 0.5625  # where the scales are not quantized too
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +60,7 @@ class Estimate:
     Attributes:
         parameters: Of the model and the tuner.
         trained_parameters: Those that are trained.
-        trained_kinds: These, by the name of the module that they are in.
+        trained_kinds: `name`, `shape`, `modules` and `parameters` of each kind of module that has some.
         weights: All parameters and buffers.
         gradients: Those of trained parameters.
         optimizer: The state of the optimizer.
@@ -88,7 +74,7 @@ class Estimate:
 
     parameters: int
     trained_parameters: int
-    trained_kinds: dict[str, dict[str, int]]
+    trained_kinds: list[dict[str, Any]]
     weights: int
     gradients: int
     optimizer: int
@@ -148,7 +134,7 @@ def estimate_step(
     *,
     dtypes: Dtypes,
     attention: Attention,
-    optimizer: str,
+    optimizer: Choice,
     accumulates: bool,
 ) -> Estimate:
     """Returns what a micro-batch of a run needs.
@@ -159,40 +145,39 @@ def estimate_step(
         size: The micro-batch.
         dtypes: Those of the run.
         attention: Its kernel.
-        optimizer: Its optimizer, by the name in Transformers.
+        optimizer: Its optimizer.
         accumulates: Whether gradients of an earlier micro-batch are there.
 
     Raises:
         NotImplementedError: The model decides by values what it computes, so it cannot be run without them.
     """
     try:
-        asked = _trace(config, settings, size, dtypes, attention, accumulates)
+        asked = _trace(config, settings, size, dtypes, attention, optimizer, accumulates)
         turned = replace(
             config,
             gradient_checkpointing=not config.gradient_checkpointing,
             gradient_checkpointing_kind="full",
         )
-        other = _trace(turned, settings, size, dtypes, attention, accumulates)
+        other = _trace(turned, settings, size, dtypes, attention, None, accumulates)
     except (RuntimeError, TypeError, AttributeError) as error:
         # fake tensors raise kinds of RuntimeError where a value is asked for
         raise NotImplementedError(
             f"{type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
-    state, notes = _optimizer_bytes(optimizer, asked.trained_bytes, asked.trained)
+    notes = list(asked.notes)
     if attention.is_flash:
         notes.append(f"{attention.name} is counted as PyTorch's own fused attention")
     if config.gradient_checkpointing_kind == "offload" or config.activation_offload:
         notes.append("what is offloaded to the host is counted as if it stayed")
-    fixed = asked.weights + state
-    # the update needs a few tensors as large as the largest parameter
-    update = fixed + asked.trained_bytes + 2 * asked.largest_trained
+    fixed = asked.weights + asked.state
+    update = asked.weights + asked.trained_bytes + asked.peak_of_update
     return Estimate(
         parameters=asked.parameters,
         trained_parameters=asked.trained,
         trained_kinds=asked.kinds,
         weights=asked.weights,
         gradients=asked.trained_bytes,
-        optimizer=state,
+        optimizer=asked.state,
         activations=asked.activations,
         loss=asked.loss,
         peak=max(fixed + asked.peak, update),
@@ -207,13 +192,15 @@ class _Trace:
     parameters: int
     trained: int
     trained_bytes: int
-    largest_trained: int
-    kinds: dict[str, dict[str, int]]
+    kinds: list[dict[str, Any]]
     weights: int
+    state: int
+    peak_of_update: int
     activations: int
     loss: int
     peak: int
     flops: int
+    notes: list[str]
 
 
 def _trace(
@@ -222,10 +209,15 @@ def _trace(
     size: BatchSize,
     dtypes: Dtypes,
     attention: Attention,
+    optimizer: Choice | None,
     accumulates: bool,
 ) -> _Trace:
     with torch.device("meta"):
         model = _build(config, settings, dtypes, attention)
+    kinds = [
+        {"name": name, "shape": shape, "modules": len(kind.modules), "parameters": kind.parameters}
+        for (name, shape), kind in trained_kinds(model).items()
+    ]
     with FakeTensorMode():
         _make_fake(model)
         parameters = list(model.parameters())
@@ -249,18 +241,46 @@ def _trace(
             of_loss = memory.peak
             total.backward()  # type: ignore[no-untyped-call]
             peak = max(of_forward, of_loss, memory.peak)
+        del hidden, total
+        state = peak_of_update = 0
+        notes: list[str] = []
+        if optimizer:
+            with memory:
+                state, peak_of_update, notes = _optimizer(optimizer, memory, trained)
+        total_number, trained_number = count_parameters(model)
+        tensors = sum(_bytes(tensor) for tensor in chain(parameters, model.buffers()))
+        spared, passing = _quantized(config, model, dtypes)
         return _Trace(
-            parameters=sum(parameter.numel() for parameter in parameters),
-            trained=sum(parameter.numel() for parameter in trained),
+            parameters=total_number,
+            trained=trained_number,
             trained_bytes=sum(_bytes(parameter) for parameter in trained),
-            largest_trained=max((_bytes(parameter) for parameter in trained), default=0),
-            kinds=trained_kinds(model),
-            weights=sum(_bytes(tensor) for tensor in chain(parameters, model.buffers())),
+            kinds=kinds,
+            weights=tensors - spared,
+            state=state,
+            peak_of_update=peak_of_update,
             activations=activations,
             loss=of_loss - held,
-            peak=peak,
+            peak=peak + passing,
             flops=counter.get_total_flops(),
+            notes=notes,
         )
+
+
+def _quantized(config: TrainConfig, model: Any, dtypes: Dtypes) -> tuple[int, int]:
+    """Returns the bytes that quantized weights spare, and those of the largest one while it is multiplied."""
+    if config.quant_method is None:
+        return 0, 0
+    width = _QUANTIZED_BYTES[config.quant_bits or 4]
+    if config.quant_bits != 8 and not config.bnb_4bit_use_double_quant:
+        width = _SCALES_OF_4_BITS
+    head = causal_model(model).get_output_embeddings()
+    frozen = [
+        module.weight
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module is not head and not module.weight.requires_grad
+    ]
+    spared = sum(_bytes(weight) - int(width * weight.numel()) for weight in frozen)
+    return spared, max((weight.numel() * dtypes.compute.itemsize for weight in frozen), default=0)
 
 
 def _build(config: TrainConfig, settings: Any, dtypes: Dtypes, attention: Attention) -> Any:
@@ -271,7 +291,9 @@ def _build(config: TrainConfig, settings: Any, dtypes: Dtypes, attention: Attent
         trust_remote_code=config.trust_remote_code,
     )
     base.config.use_cache = False
-    model = apply_tuner(base, config)
+    # a start that reads the weights takes no memory of its own
+    plain = "false" if config.init_weights == "false" else "true"
+    model = apply_tuner(base, replace(config, init_weights=plain))
     model.train()
     if config.gradient_checkpointing:
         kind = config.gradient_checkpointing_kind
@@ -341,34 +363,27 @@ def _loss(config: TrainConfig, model: Any, hidden: Tensor, size: BatchSize) -> T
     ).total
 
 
-def trained_kinds(model: nn.Module) -> dict[str, dict[str, int]]:
-    """Returns the modules and parameters that are trained, by the name of the module that they are in."""
-    parameters: Counter[str] = Counter()
-    modules: dict[str, set[str]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        path = name.split(".")
-        # adapters hang below the module that they change
-        end = next((place for place, part in enumerate(path) if "lora_" in part), len(path) - 1)
-        kind = next(part for part in reversed(path[:end]) if not part.isdigit())
-        parameters[kind] += parameter.numel()
-        modules.setdefault(kind, set()).add(".".join(path[:end]))
-    return {
-        kind: {"modules": len(modules[kind]), "parameters": count}
-        for kind, count in parameters.most_common()
-    }
-
-
-def _optimizer_bytes(name: str, trained_bytes: int, trained: int) -> tuple[int, list[str]]:
-    if name.startswith(_KEPT_ON_HOST):
-        return 0, [f"{name} keeps its state in the memory of the host"]
-    if name not in _STATES:
-        return 2 * trained_bytes, [
-            f"{name} is counted as AdamW, whose state is twice the trained weights"
-        ]
-    number, width = _STATES[name]
-    return int(number * (trained_bytes if width is None else trained * width)), []
+def _optimizer(
+    choice: Choice, memory: TensorMemory, trained: list[nn.Parameter]
+) -> tuple[int, int, list[str]]:
+    """Returns the bytes of the state of an optimizer and the most at its first step, beside weights and gradients."""
+    memory.reset_peak()
+    begun = memory.now
+    if choice.name.startswith("paged"):
+        return 0, 0, [f"{choice.name} keeps its state in the memory of the host"]
+    try:
+        optimizer = choice.make(trained, **choice.arguments)
+        optimizer.step()
+    except (
+        Exception
+    ) as error:  # the kernels of other packages want real tensors, each in its own words
+        number = 2 if "8bit" in choice.name else 8
+        state = number * sum(parameter.numel() for parameter in trained)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        note = f"{choice.name} is counted as {number} bytes for each trained parameter ({reason})"
+        return state, state, [note]
+    state = memory.now - begun
+    return state, memory.peak - begun, []
 
 
 def _autocast(dtypes: Dtypes) -> AbstractContextManager[Any]:

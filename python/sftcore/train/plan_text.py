@@ -48,16 +48,16 @@ def _model(model: dict[str, Any]) -> list[str]:
     )
     return [
         f"{model['name']}{numbers}",
-        f"tuner {model['tuner']}, attention {model['attention']}{compute}",
+        f"tuner {model['tuner']}, optimizer {model['optimizer']}, attention {model['attention']}{compute}",
     ]
 
 
 def _trained(model: dict[str, Any]) -> list[str]:
-    kinds = model["trained"] or {}
-    width = max((len(kind) for kind in kinds), default=0)
+    kinds = model["trained"]
+    name, shape = (max((len(kind[key]) for kind in kinds), default=0) for key in ("name", "shape"))
     return [
-        f"{kind:<{width}}  {found['modules']:>5,} modules  {found['parameters']:>15,} parameters"
-        for kind, found in kinds.items()
+        f"{kind['name']:<{name}}  {kind['modules']:>5,} x {kind['shape']:>{shape}}  {kind['parameters']:>15,} trained"
+        for kind in kinds
     ]
 
 

@@ -10,7 +10,7 @@ from sftcore.tuners.apply import (
     tuner_numbers,
 )
 from sftcore.tuners.rates import learning_rate_factors, undecayed_parameters
-from sftcore.tuners.table import count_parameters, describe_parameters
+from sftcore.tuners.table import count_parameters, describe_parameters, trained_kinds
 
 __all__ = [
     "apply_tuner",
@@ -18,6 +18,7 @@ __all__ = [
     "count_parameters",
     "describe_parameters",
     "learning_rate_factors",
+    "trained_kinds",
     "tuner_callbacks",
     "tuner_loss",
     "tuner_numbers",

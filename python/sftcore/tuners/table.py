@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True, slots=True)
-class _Kind:
-    """Modules of one name and shape, of which something is trained."""
+class TrainedKind:
+    """Modules of one name and shape, of which something is trained.
+
+    Attributes:
+        modules: Their paths.
+        parameters: What is trained in all of them.
+    """
 
     modules: set[str] = field(default_factory=set)
     parameters: int = 0
@@ -34,18 +39,12 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 def describe_parameters(model: nn.Module) -> str:
     """Returns a table of the trained parameters: kind of module, number, shape, parameters, share of all."""
-    kinds: dict[tuple[str, str], _Kind] = defaultdict(_Kind)
-    for owner, shape, parameter in _trained(model):
-        last = [part for part in owner.split(".") if not part.isdigit()][-1]
-        kind = kinds[last, shape]
-        kind.modules.add(owner)
-        kind.parameters += _size(parameter)
     total, trained = count_parameters(model)
     table = Table(box=None, pad_edge=False)
     table.add_column("trained")
     for heading in ("modules", "shape", "parameters", "share"):
         table.add_column(heading, justify="right")
-    for (name, shape), kind in kinds.items():
+    for (name, shape), kind in trained_kinds(model).items():
         share = f"{kind.parameters / total:.2%}"
         table.add_row(name, f"{len(kind.modules):,}", shape, f"{kind.parameters:,}", share)
     table.add_row("all", "", "", f"{trained:,}", f"{trained / total:.2%}")
@@ -53,6 +52,17 @@ def describe_parameters(model: nn.Module) -> str:
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def trained_kinds(model: nn.Module) -> dict[tuple[str, str], TrainedKind]:
+    """Returns the modules of which something is trained, by name and shape."""
+    kinds: dict[tuple[str, str], TrainedKind] = defaultdict(TrainedKind)
+    for owner, shape, parameter in _trained(model):
+        last = [part for part in owner.split(".") if not part.isdigit()][-1]
+        kind = kinds[last, shape]
+        kind.modules.add(owner)
+        kind.parameters += _size(parameter)
+    return dict(kinds)
 
 
 def _trained(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
