@@ -71,7 +71,7 @@ def test_help_teaches_with_an_example(command: str) -> None:
         ),
         (
             ["train", "--model", "m", "--dataset", "d", "--tuner_type", "full", "--lora_rank", "4"],
-            "error: --lora_rank has no effect with --tuner_type full; leave one of them out",
+            "error: --lora_rank has no effect without --tuner_type lora, sora, loha, lokr, hra or miss",
         ),
         (
             ["infer", "--model", "m", "--prompt", "a", "--prompts", "b"],
