@@ -89,6 +89,9 @@ def test_every_old_name_stands_for_a_setting_that_is_there() -> None:
         for old, convert_value in names.converted.items():
             targets |= set(convert_value("4" if old == "quantization_bit" else "true"))
         missing = targets - settings - set(arguments_of_trainer())
+        if config is InferConfig:
+            # an answer by quantized weights is not offered yet, and is refused by the new name
+            missing -= {"quant_bits", "quant_method"}
         assert missing <= MISSING, command
         # an old name that is a setting would never be looked up, but for those told apart by their value
         assert not (names.all() & settings) - {

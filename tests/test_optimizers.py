@@ -395,7 +395,8 @@ def test_the_logged_rates_of_a_run_are_those_foretold(
         warmup_steps=2,
         max_steps=8,
         gradient_accumulation_steps=1,
-        training_arguments='{"logging_first_step": false, "full_determinism": false}',
+        logging_first_step=False,
+        training_arguments='{"full_determinism": false}',
     )
     result = train(config)
     logged = [entry["learning_rate"] for entry in result["log_history"] if "learning_rate" in entry]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -31,8 +30,7 @@ _LEAST_BYTES = 1 << 20
 def checkpointing_arguments(kind: str) -> dict[str, Any]:
     """Returns the arguments of `torch.utils.checkpoint` for a kind: `full`, `selective` or `offload`."""
     if kind == "selective":
-        contexts = partial(create_selective_checkpoint_contexts, _keep_products)
-        return {"use_reentrant": False, "context_fn": contexts}
+        return {"use_reentrant": False, "context_fn": _KeepProducts("keep matrix products")}
     # what the reentrant kind saves goes through hooks, so that it can be offloaded
     return {"use_reentrant": kind == "offload"}
 
@@ -54,6 +52,15 @@ def require_gpu(config: Any) -> None:
     for name, is_asked in asked.items():
         if is_asked:
             raise ConfigError(f"--{name} has no effect without a GPU; leave it out")
+
+
+class _KeepProducts(str):
+    """The contexts of selective checkpointing; a string too, as loggers write the arguments of a run as JSON."""
+
+    __slots__ = ()
+
+    def __call__(self) -> Any:
+        return create_selective_checkpoint_contexts(_keep_products)  # type: ignore[no-untyped-call, unused-ignore]
 
 
 def _keep_products(_context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:

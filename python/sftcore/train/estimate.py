@@ -159,7 +159,7 @@ def estimate_step(
             gradient_checkpointing_kind="full",
         )
         other = _trace(turned, settings, size, dtypes, attention, None, accumulates)
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         # fake tensors raise kinds of RuntimeError where a value is asked for
         raise NotImplementedError(
             f"{type(error).__name__}: {str(error).splitlines()[0]}"
@@ -185,6 +185,19 @@ def estimate_step(
         flops=asked.flops,
         notes=notes,
     )
+
+
+class _NoModules:
+    """Counts for the whole model alone: the hooks that tell modules apart do not stand gradients in a forward pass."""
+
+    def __init__(self) -> None:
+        self.parents = {"Global"}
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -224,6 +237,7 @@ def _trace(
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         memory = TensorMemory(chain(parameters, model.buffers()))
         counter = FlopCounterMode(display=False)
+        counter.mod_tracker = _NoModules()  # type: ignore[assignment, unused-ignore]
         with memory, counter:
             if accumulates:
                 for parameter in trained:
