@@ -15,9 +15,11 @@ transformers = pytest.importorskip("transformers")
 
 from safetensors.torch import load_file
 
+from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader, Encoder
 from sftcore.errors import NonFiniteError
 from sftcore.train import train
+from sftcore.train.distributed import Engine, World
 from sftcore.train.finite import FiniteGuard
 from training import config_of, losses
 
@@ -233,16 +235,18 @@ def test_a_gradient_that_overflows_names_its_row_though_its_loss_does_not(
 def guard_of(tmp_path: Path, scaler: object, *, skips: bool) -> FiniteGuard:
     accelerator: Any = SimpleNamespace(
         scaler=scaler,
-        reduce=lambda values, _: values,
         distributed_type="NO",
         unwrap_model=lambda net: net,
-        is_main_process=True,
-        process_index=0,
         device=torch.device("cpu"),
     )
     nothing: Any = None
     return FiniteGuard(
-        loader=nothing, method=nothing, accelerator=accelerator, folder=tmp_path, skips=skips
+        loader=nothing,
+        method=nothing,
+        accelerator=accelerator,
+        engine=Engine(TrainConfig(model="m", dataset=["d"]), World()),
+        folder=tmp_path,
+        skips=skips,
     )
 
 

@@ -268,7 +268,8 @@ def test_a_stream_gives_the_same_text_as_the_whole_answer(model: Path) -> None:
 
 
 def test_training_takes_folders_columns_and_draws(model: Path, rows: Path, tmp_path: Path) -> None:
-    from sftcore.train.loaders import describe_data, open_loaders
+    from sftcore.train.distributed import World
+from sftcore.train.loaders import describe_data, open_loaders
 
     info, renamed = tmp_path / "info.json", tmp_path / "renamed.jsonl"
     renamed.write_text(rows.read_text(encoding="utf-8").replace('"question"', '"ask"'))
@@ -282,7 +283,7 @@ def test_training_takes_folders_columns_and_draws(model: Path, rows: Path, tmp_p
         mix=[0.5, 0.5],
         split_dataset_ratio=0.0,
     )
-    loader, _ = open_loaders(config, Encoder.from_pretrained(model), 1)
+    loader, _ = open_loaders(config, Encoder.from_pretrained(model), World())
     assert [part["examples"] for part in loader.report["epoch"]] == [3, 3]
     assert "odd: 3 examples an epoch" in describe_data(loader, None)
 

@@ -56,8 +56,8 @@ def tune(config: TrainConfig) -> Tuned:
     opened_by = run.open_model
     row = first_row(config.model, config.dataset[0])
 
-    def open_model(config: TrainConfig, folder: Path) -> Any:
-        opened = opened_by(config, folder)
+    def open_model(*arguments: Any) -> Any:
+        opened = opened_by(*arguments)
         held["opened"] = opened
         held["before"] = {name: t.clone() for name, t in opened.model.state_dict().items()}
         held["loss"] = loss_of(opened.model, row)

@@ -57,6 +57,10 @@ class CheckpointError(SftcoreError):
     """A checkpoint could not be written; those before it are as they were."""
 
 
+class PeerError(SftcoreError):
+    """Another process of a run has ended, or does not answer."""
+
+
 class StoppedError(SftcoreError):
     """A signal ended a run before its last step; it was saved and can go on.
 

@@ -10,9 +10,10 @@ import argparse
 import importlib.metadata
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
-from sftcore.cli import data, datasets, env, infer, merge, templates, train
+from sftcore.cli import data, datasets, env, infer, launch, merge, templates, train
 from sftcore.cli.flags import read_more_flags
 from sftcore.config.schema import did_you_mean
 from sftcore.errors import ConfigError, SftcoreError
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words and words[0] in _ALIASES:
         words[0] = _ALIASES[words[0]]
     known, unknown = parser.parse_known_args(words)
+    known.words = words[1:]
     try:
         if unknown and "settings_class" in known:
             known.more_flags = read_more_flags(known.settings_class, unknown)
@@ -53,13 +55,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if not launch.reports_to_launcher():
+            raise
+        launch.write_error(error, f"rank {os.environ['RANK']}:\n{traceback.format_exc()}")
+        return 1
     return 0
 
 
 def _fail(error: Exception, code: int) -> int:
     if os.environ.get("SFTCORE_DEBUG"):
         raise error
-    print(f"error: {error}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")
+    place = f"rank {rank}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    if launch.reports_to_launcher():
+        # all ranks find the same fault in a setting or a row, and one of them is shown
+        launch.write_error(error, f"error: {error}")
+    else:
+        print(f"error: {place}{error}", file=sys.stderr)
     return code
 
 

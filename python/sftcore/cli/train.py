@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
+from sftcore.cli import launch
 from sftcore.cli.flags import add_flags, read_flags
 from sftcore.config import TrainConfig
-from sftcore.errors import StoppedError
+from sftcore.errors import ConfigError, StoppedError
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -17,6 +19,7 @@ EXAMPLE = """example:
   sftcore train --model smollm2-135m --dataset my.jsonl --learning_rate 2e-4 --num_train_epochs 2
   sftcore train --config run.yaml --max_steps 100
   sftcore train --config run.yaml --resume_from_checkpoint last
+  NPROC_PER_NODE=2 sftcore train --config run.yaml  two processes of this machine share the run
   sftcore train --config run.yaml --dry_run        what it would do, and how much memory and time it takes
 """
 
@@ -38,12 +41,22 @@ def register(subparsers: Subparsers) -> None:
 def run(known: argparse.Namespace) -> None:
     """Runs the command."""
     config = read_flags(TrainConfig, known)
+    if launch.is_wanted():
+        sys.exit(launch.launch(["train", *known.words], max_restarts=config.max_restarts))
+    if config.max_restarts and "TORCHELASTIC_RUN_ID" not in os.environ:
+        raise ConfigError(
+            "--max_restarts has no effect on one process that no launcher watches; start it with NPROC_PER_NODE=1 "
+            "sftcore train ..."
+        )
     from sftcore.train import train  # torch is loaded once the settings are known to be right
 
     try:
         result = train(config)
     except StoppedError as stopped:
-        print(stopped, file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(stopped, file=sys.stderr)
+        if launch.reports_to_launcher():
+            launch.write_error(stopped, "")
         sys.exit(stopped.exit_code)
-    if not config.dry_run:
+    if not config.dry_run and os.environ.get("RANK", "0") == "0":
         print(result["best_model_checkpoint"])

@@ -14,6 +14,7 @@ from sftcore.config.memory import MemoryConfig
 from sftcore.config.model import ModelConfig
 from sftcore.config.optimization import OptimizationConfig
 from sftcore.config.output import OutputConfig
+from sftcore.config.parallel import ParallelConfig
 from sftcore.config.quantization import QuantizationConfig
 from sftcore.config.ranges import default_of
 from sftcore.config.trainer import TrainerConfig
@@ -29,6 +30,7 @@ class TrainConfig(
     EvaluationConfig,
     FiniteConfig,
     MemoryConfig,
+    ParallelConfig,
     LossConfig,
     OptimizationConfig,
     QuantizationConfig,
@@ -45,6 +47,7 @@ class TrainConfig(
         self._check_optimization()
         self._check_loss()
         self._check_memory()
+        self._check_parallel()
         self._check_evaluation(has_rows=bool(self.val_dataset) or self.holds_out)
         self._check_checkpoints()
         self._check_output()

@@ -80,6 +80,7 @@ REFUSED = {
     "gradient_checkpointing_kwargs": "--gradient_checkpointing_kind says how activations are computed again",
     "liger_kernel_config": "the loss is computed here, a chunk at a time, and Liger's other kernels are all on",
     "average_tokens_across_devices": "the loss is the mean over the trained tokens of all ranks",
+    "parallelism_config": "--tensor_parallel_size and --sequence_parallel_size say it",
     "past_index": "Transformers dropped it",
     "jit_mode_eval": "Transformers dropped it; --torch_compile compiles",
     "ray_scope": "Transformers dropped it",
@@ -88,10 +89,6 @@ REFUSED = {
 
 # what is to come: refused, unless it is off
 NOT_YET = {
-    "deepspeed": "DeepSpeed",
-    "fsdp": "FSDP",
-    "fsdp_config": "FSDP",
-    "parallelism_config": "tensor, context and sequence parallelism",
     "push_to_hub": "sending models to a hub",
     "hub_model_id": "sending models to a hub",
     "hub_token": "sending models to a hub",

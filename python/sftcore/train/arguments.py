@@ -12,6 +12,7 @@ from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader
 from sftcore.errors import ConfigError
 from sftcore.train.best import evaluation_arguments
+from sftcore.train.distributed.engine import Engine
 from sftcore.train.memory import memory_arguments
 from sftcore.train.optimizers import optimizer_name
 from sftcore.train.schedulers import schedule_arguments
@@ -23,7 +24,7 @@ def training_arguments(
     eval_loader: BatchLoader | None,
     max_steps: int,
     save_every: int,
-    world_size: int,
+    engine: Engine,
 ) -> TrainingArguments:
     """Returns the arguments of the Trainer.
 
@@ -33,7 +34,7 @@ def training_arguments(
         eval_loader: What it evaluates on, if anything.
         max_steps: All optimizer steps of the run.
         save_every: The steps between two checkpoints where the settings do not say.
-        world_size: The number of processes.
+        engine: How the processes share the run.
     """
     on_gpu = torch.cuda.is_available()
     save_steps = config.save_steps or save_every
@@ -41,7 +42,7 @@ def training_arguments(
         "output_dir": str(run_folder),
         "max_steps": max_steps,
         "per_device_train_batch_size": config.per_device_train_batch_size,
-        "gradient_accumulation_steps": config.accumulation_steps(world_size),
+        "gradient_accumulation_steps": config.accumulation_steps(engine.world.data_size),
         "learning_rate": config.effective_learning_rate,
         "weight_decay": config.weight_decay,
         "adam_beta1": config.adam_beta1,
@@ -70,7 +71,7 @@ def training_arguments(
         # the loader goes on by its own state, nothing is replayed
         "ignore_data_skip": True,
     }
-    arguments |= memory_arguments(config)
+    arguments |= memory_arguments(config) | engine.training_arguments()
     evaluation = evaluation_arguments(config, eval_loader, save_steps)
     arguments |= evaluation
     arguments |= schedule_arguments(

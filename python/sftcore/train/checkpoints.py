@@ -52,6 +52,7 @@ class Manifest:
         logged_step: The step of that log.
         unlogged_tally: What else is logged of these steps, as in `Tally.sums`; None where it is nothing.
         evaluation_due: Whether a signal kept the evaluation of its step from being made.
+        state_format: How the engine keeps the optimizer, as in `Engine.state_format`.
     """
 
     step: int
@@ -64,6 +65,7 @@ class Manifest:
     logged_step: int
     unlogged_tally: list[list[float]] | None
     evaluation_due: bool
+    state_format: str = "plain"
 
 
 class Checkpoints:
@@ -238,10 +240,11 @@ def _write_manifest(trainer: SftTrainer, folder: Path, unlogged: dict[str, Any])
         step=trainer.state.global_step,
         saved=time.time(),
         only_model=trainer.args.save_only_model,
-        world_size=trainer.args.world_size,
+        world_size=trainer.engine.world.size,
         versions={name: importlib.metadata.version(name) for name in names},
         files=files,
         evaluation_due=trainer.stopping.evaluation_due,
+        state_format=trainer.engine.state_format,
         **unlogged,
     )
     text = json.dumps(asdict(manifest), indent=2)
@@ -250,11 +253,11 @@ def _write_manifest(trainer: SftTrainer, folder: Path, unlogged: dict[str, Any])
 
 def _unlogged(trainer: SftTrainer) -> dict[str, Any]:
     """Returns what was counted since the last log, over all ranks."""
-    reduce, sums = trainer.accelerator.reduce, trainer.tally.sums
+    reduce, sums = trainer.engine.reduce, trainer.tally.sums
     return {
-        "unlogged_loss": float(reduce(trainer._tr_loss.clone(), "mean")),
+        "unlogged_loss": float(reduce(trainer._tr_loss, "mean")),
         "logged_step": trainer._globalstep_last_logged,
-        "unlogged_tally": None if sums is None else reduce(sums.clone(), "sum").tolist(),
+        "unlogged_tally": None if sums is None else reduce(sums, "sum").tolist(),
     }
 
 

@@ -24,6 +24,7 @@ from sftcore.errors import SftcoreError
 from sftcore.models import load_settings
 from sftcore.models.attention import Attention, choose_attention
 from sftcore.models.dtypes import Dtypes, choose_dtypes
+from sftcore.train.distributed import Engine
 from sftcore.train.duration import find_time, is_cheap
 from sftcore.train.estimate import BatchSize, Estimate, estimate_step
 from sftcore.train.loaders import open_loaders
@@ -49,7 +50,7 @@ def dry_run(
     folder: Path,
     encoder: Encoder,
     loaders: tuple[BatchLoader | StreamLoader, BatchLoader | None],
-    world_size: int,
+    engine: Engine,
 ) -> dict[str, Any]:
     """Finds out what a run would do, prints it, and writes the file of `--dry_run_json` where one is asked for.
 
@@ -58,7 +59,7 @@ def dry_run(
         folder: The model; its weights need not be there.
         encoder: The encoder of the loaders.
         loaders: For training and, where there is some, for evaluation.
-        world_size: The number of processes.
+        engine: How the processes share the run.
 
     Returns:
         `model`, `data`, `batches`, `steps`, `learning_rate`, `memory` (bytes), `time` (seconds) and `notes`.
@@ -72,11 +73,11 @@ def dry_run(
     notes: list[str] = []
     opened = None
     if is_cheap(folder):
-        opened = open_model(config, folder)
+        opened = open_model(config, folder, engine)
         if opened.padding_reason:
             notes.append(f"examples do not share rows, as {opened.padding_reason}; they are padded")
             config = padded(config)
-            loaders = open_loaders(config, encoder, world_size)
+            loaders = open_loaders(config, encoder, engine.world)
     elif config.packing or config.padding_free:
         notes.append(
             "whether this model keeps examples of one row apart is tried when the run starts"
@@ -84,6 +85,7 @@ def dry_run(
     loader, eval_loader = loaders
     shapes, lengths = _read_shapes(loader, notes)
     total, per_epoch = _count_steps(config, loader)
+    world_size = engine.world.data_size
     accumulation = config.accumulation_steps(world_size)
     batches = _describe_batches(shapes, lengths, accumulation)
     largest = batches["largest"]

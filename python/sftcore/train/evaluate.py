@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from sftcore.config import TrainConfig
@@ -28,8 +27,7 @@ from sftcore.train.predict import Predictor
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from accelerate import Accelerator
-
+    from sftcore.train.distributed.engine import Engine
     from sftcore.train.method import LossMethod
 
 # columns of the sums of a data set
@@ -59,7 +57,8 @@ class Evaluator:
         config: TrainConfig,
         loader: BatchLoader,
         method: LossMethod,
-        accelerator: Accelerator,
+        engine: Engine,
+        device: torch.device,
         folder: Path,
     ) -> None:
         """Reads the rows that will be answered.
@@ -70,10 +69,9 @@ class Evaluator:
         self.config = config
         self.loader = loader
         self.method = method
-        self.accelerator = accelerator
-        self.predictor = (
-            Predictor(config, loader, accelerator, folder) if config.generates else None
-        )
+        self.engine = engine
+        self.device = device
+        self.predictor = Predictor(config, loader, engine, folder) if config.generates else None
 
     def evaluate(
         self, model: Any, batches: Iterable[dict[str, Any]], step: int
@@ -92,13 +90,13 @@ class Evaluator:
             batches,
             lambda batch: self.method.losses(model, batch)[0],
             self.loader,
-            self.accelerator.reduce,
-            device=self.accelerator.device,
+            self.engine.reduce,
+            device=self.device,
             shows_seq_acc=self.config.acc_strategy == "seq",
         )
         # every rank knows from the sums that it must not wait for those that raise
         if found.metrics.get("non_finite") and self.config.on_non_finite == "raise":
-            places = gather_object(places_of(self.loader, found.non_finite))
+            places = self.engine.gather_objects(places_of(self.loader, found.non_finite))
             raise NonFiniteError(
                 f"evaluation after step {step}: the loss of {len(places)} rows is not finite: {first(places)}; look at "
                 "them, or pass --on_non_finite skip to leave such rows out"

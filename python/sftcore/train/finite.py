@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType
 from torch import Tensor
 
 from sftcore.data import BatchLoader, StreamLoader
@@ -27,6 +27,7 @@ from sftcore.train.loaders import say
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from sftcore.train.distributed.engine import Engine
     from sftcore.train.method import LossMethod
 
 NON_FINITE_FILE = "non_finite.json"
@@ -97,6 +98,7 @@ class FiniteGuard:
         loader: BatchLoader | StreamLoader,
         method: LossMethod,
         accelerator: Accelerator,
+        engine: Engine,
         folder: Path,
         skips: bool,
     ) -> None:
@@ -105,13 +107,15 @@ class FiniteGuard:
         Args:
             loader: Knows where rows stand.
             method: From a batch to its losses.
-            accelerator: Knows the other ranks and the gradient scaler.
+            accelerator: Knows the gradient scaler.
+            engine: Knows the other ranks.
             folder: The run folder.
             skips: Whether such steps are left out, in place of an error.
         """
         self.loader = loader
         self.method = method
         self.accelerator = accelerator
+        self.engine = engine
         self.folder = folder
         self.skips = skips
         self.num_skipped = 0
@@ -164,7 +168,7 @@ class FiniteGuard:
         wrong = ~torch.isfinite(torch.stack(values))
         num_losses = len(self._losses)
         counts = torch.stack([wrong[:num_losses].sum(), wrong[num_losses:].sum()]).float()
-        in_losses, in_norm = self.accelerator.reduce(counts, "sum").tolist()
+        in_losses, in_norm = self.engine.reduce(counts).tolist()
         if not in_losses and not in_norm:
             self._in_a_row = 0
             return norm
@@ -222,7 +226,7 @@ class FiniteGuard:
 
     def _examine(self, model: Any, step: int, wrong: list[bool], *, in_losses: bool) -> None:
         """Finds the rows, writes them down, and raises where the step is not skipped."""
-        of_ranks = gather_object([self._culprits(model, wrong, in_losses=in_losses)])
+        of_ranks = self.engine.gather_objects([self._culprits(model, wrong, in_losses=in_losses)])
         alone = any(is_alone and part for part, is_alone in of_ranks)
         found = [culprit for part, is_alone in of_ranks if is_alone == alone for culprit in part]
         what = "the loss" if in_losses else "the norm of the gradients"
@@ -239,7 +243,7 @@ class FiniteGuard:
         }
         self._events = [*self._events, event][:_MAX_KEPT]
         path = self.folder / NON_FINITE_FILE
-        if self.accelerator.is_main_process:
+        if self.engine.world.is_first:
             values = {"num_steps": self.num_skipped + 1, "first_steps": self._events}
             path.write_text(json.dumps(values, ensure_ascii=False, indent=2), encoding="utf-8")
         cause = "caused by" if alone else "no row causes it alone; it had"
@@ -251,7 +255,7 @@ class FiniteGuard:
                 f"{text}; see {path}, look at these rows, lower --learning_rate, or pass --on_non_finite skip to leave "
                 "such steps out"
             )
-        if self.accelerator.is_main_process:
+        if self.engine.world.is_first:
             say(f"warning: {text}; the step is left out")
 
     def _culprits(
@@ -314,7 +318,7 @@ class FiniteGuard:
         ids = example["input_ids"][0, :60].tolist()
         return Culprit(
             place=places_of(self.loader, [row])[0],
-            rank=self.accelerator.process_index,
+            rank=self.engine.world.rank,
             micro_batch=number + 1,
             loss=loss,
             gradient=gradient,

@@ -11,10 +11,11 @@ from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader, Encoder, StreamLoader
 from sftcore.data.progress import IndexProgress
 from sftcore.train.datasets import find_sources
+from sftcore.train.distributed.world import World
 
 
 def open_loaders(
-    config: TrainConfig, encoder: Encoder, world_size: int
+    config: TrainConfig, encoder: Encoder, world: World
 ) -> tuple[BatchLoader | StreamLoader, BatchLoader | None]:
     """Opens the data of a run for training and, where there is some, for evaluation.
 
@@ -23,11 +24,10 @@ def open_loaders(
         ConfigError: A setting is out of range or has no effect.
         FileNotFoundError: A file is missing.
     """
-    rank = int(os.environ.get("RANK", "0"))
     settings: dict[str, Any] = {
         "seed": config.seed if config.data_seed is None else config.data_seed,
-        "rank": rank,
-        "world_size": world_size,
+        "rank": world.data_rank,
+        "world_size": world.data_size,
         "num_threads": config.num_threads,
         "on_bad_row": config.on_bad_row,
         "max_bad_rows": config.max_bad_rows,
@@ -36,7 +36,7 @@ def open_loaders(
     batching: dict[str, Any] = {
         "batch_size": config.per_device_train_batch_size,
         "tokens_per_batch": config.tokens_per_batch,
-        "gradient_accumulation_steps": config.accumulation_steps(world_size),
+        "gradient_accumulation_steps": config.accumulation_steps(world.data_size),
         "mode": "pack" if config.packing else "bucket",
         "pack_length": config.packing_length,
         "padding_free": config.padding_free,
@@ -52,7 +52,7 @@ def open_loaders(
             mode="sequential",
             quarantine=_quarantine(config, "validation-"),
             hash_whole_files=config.hash_whole_files,
-            progress=IndexProgress("evaluation data", is_shown=rank == 0),
+            progress=IndexProgress("evaluation data", is_shown=world.is_first),
             **settings,
         )
     if config.streaming:
@@ -80,7 +80,7 @@ def open_loaders(
         overlap=config.overlap,
         quarantine=_quarantine(config, ""),
         hash_whole_files=config.hash_whole_files,
-        progress=IndexProgress("data", is_shown=rank == 0),
+        progress=IndexProgress("data", is_shown=world.is_first),
         **batching,
         **settings,
     )

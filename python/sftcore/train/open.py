@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sftcore.config import TrainConfig
 from sftcore.errors import ConfigError
 from sftcore.models import load_model, load_settings
@@ -19,6 +17,7 @@ from sftcore.models.attention import choose_attention
 from sftcore.models.checkpointing import require_gpu
 from sftcore.models.dtypes import choose_dtypes
 from sftcore.models.quantization import quantization_config
+from sftcore.train.distributed.engine import Engine
 from sftcore.train.inputs import InputKind
 from sftcore.train.method import LossMethod, choose_loss
 from sftcore.train.probe import needs_mask, why_not_packed
@@ -42,7 +41,7 @@ class Opened:
     lines: list[str]
 
 
-def open_model(config: TrainConfig, folder: Path) -> Opened:
+def open_model(config: TrainConfig, folder: Path, engine: Engine) -> Opened:
     """Loads a model as `config` says.
 
     Raises:
@@ -60,11 +59,11 @@ def open_model(config: TrainConfig, folder: Path) -> Opened:
         attn_impl=attention.name,
         trust_remote_code=config.trust_remote_code,
         quantization_config=quantization_config(config, dtypes.compute),
+        **engine.load_arguments(),
     )
     # a cache is of no use in training, and with one packed rows are taken for single sequences
     base.config.use_cache = False
-    if torch.cuda.is_available() and config.quant_method is None:
-        base.to("cuda")
+    base = engine.place(base)
     lines = [f"attention: {attention.name} ({attention.reason})"]
     kind = InputKind(needs_mask=needs_mask(base), is_flash=attention.is_flash)
     shares_rows = config.packing or config.padding_free

@@ -40,6 +40,7 @@ _PACKAGES = (
     "swanlab",
     "trackio",
 )
+ENVIRONMENT_FILE = "environment.json"
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "WORLD_SIZE", "PYTORCH_CUDA_ALLOC_CONF")
 
 
@@ -76,10 +77,19 @@ def write_args(folder: Path, config: TrainConfig) -> None:
     (folder / "args.yaml").write_text(text, encoding="utf-8")
 
 
-def write_environment(folder: Path) -> None:
+def write_environment(folder: Path, run_id: str = "") -> None:
     """Writes `environment.json`: what a run ran with and where, for reports of bugs and for running it again."""
-    text = json.dumps(environment(), ensure_ascii=False, indent=2)
-    (folder / "environment.json").write_text(text, encoding="utf-8")
+    text = json.dumps({**environment(), "run_id": run_id}, ensure_ascii=False, indent=2)
+    (folder / ENVIRONMENT_FILE).write_text(text, encoding="utf-8")
+
+
+def run_id_of(folder: Path) -> str | None:
+    """Returns what torchrun called the run that wrote a folder; None where it is not known."""
+    try:
+        found = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found.get("run_id") if isinstance(found, dict) else None
 
 
 def environment() -> dict[str, Any]:

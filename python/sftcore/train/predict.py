@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelerate.utils import gather_object
-
 from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader, Encoder
 from sftcore.data.prompts import Message, read_prompts, user_message
@@ -24,7 +22,7 @@ from sftcore.train.loaders import say
 from sftcore.train.metrics import TextScores
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from sftcore.train.distributed.engine import Engine
 
 PREDICTIONS = "predictions"
 GENERATIONS_FILE = "generations.jsonl"
@@ -49,14 +47,14 @@ class Predictor:
     """Answers the same questions at each evaluation."""
 
     def __init__(
-        self, config: TrainConfig, loader: BatchLoader, accelerator: Accelerator, folder: Path
+        self, config: TrainConfig, loader: BatchLoader, engine: Engine, folder: Path
     ) -> None:
         """Reads the questions.
 
         Args:
             config: The settings of the run.
             loader: Gives the evaluation rows, from their start.
-            accelerator: Knows the other ranks.
+            engine: Knows the other ranks.
             folder: The run folder.
 
         Raises:
@@ -66,7 +64,7 @@ class Predictor:
         """
         self.config = config
         self.encoder = loader.encoder
-        self.accelerator = accelerator
+        self.engine = engine
         self.folder = folder
         self.generation = generation_config(
             self.encoder,
@@ -83,7 +81,7 @@ class Predictor:
         if config.predict_with_generate:
             predicted = loader.num_rows if config.predict_rows == -1 else config.predict_rows
             wanted = max(wanted, predicted)
-        rows = read_questions(loader, wanted) if wanted else []
+        rows = read_questions(loader, wanted, engine) if wanted else []
         if wanted and not rows:
             raise ConfigError(
                 "no evaluation row has a question before what it trains, so there is nothing to answer; leave out "
@@ -93,7 +91,7 @@ class Predictor:
             self.samples = rows[: config.num_sample_generations or 0]
         self.rows = rows[:predicted] if config.predict_with_generate else []
         self.scores = TextScores([row.reference or "" for row in self.rows]) if self.rows else None
-        if self.rows and accelerator.is_main_process:
+        if self.rows and engine.world.is_first:
             say(self._describe(loader))
 
     def _describe(self, loader: BatchLoader) -> str:
@@ -118,7 +116,7 @@ class Predictor:
         answers = self._answers(model, [*self.rows, *own])
         of_rows = answers[: len(self.rows)]
         of_samples = answers[len(self.rows) :] if self.config.sample_prompts else answers
-        if self.accelerator.is_main_process:
+        if self.engine.world.is_first:
             self._show_samples(of_samples[: len(self.samples)], step)
         if self.scores is None:
             return {}
@@ -127,14 +125,15 @@ class Predictor:
             self.scores.of_row(answer, reference)
             for answer, reference in zip(of_rows, references, strict=True)
         ]
-        if self.accelerator.is_main_process:
+        if self.engine.world.is_first:
             self._write_predictions(of_rows, by_row, step)
         return self.scores.of_all(of_rows, references, by_row)
 
     def _answers(self, model: Any, questions: list[Question]) -> list[str]:
         """Returns the answers to all questions; each rank generates its share of them."""
-        config, ranks = self.config, self.accelerator.num_processes
-        numbers = list(range(self.accelerator.process_index, len(questions), ranks))
+        config, world = self.config, self.engine.world
+        ranks = world.data_size
+        numbers = list(range(world.data_rank, len(questions), ranks))
         # where weights are shared among ranks, all of them generate equally often
         share = numbers + [0] * (-(-len(questions) // ranks) - len(numbers))
         found = generate_answers(
@@ -146,7 +145,7 @@ class Predictor:
         )
         texts = [self.encoder.decode(ids).strip() for ids in found]
         own = list(zip(numbers, texts, strict=False))
-        return [text for _, text in sorted(gather_object(own))]
+        return [text for _, text in sorted(self.engine.gather_objects(own))]
 
     def _write_predictions(
         self, answers: list[str], scores: list[dict[str, float]], step: int
@@ -216,7 +215,7 @@ def _encode(messages: list[Message], encoder: Encoder) -> list[int]:
     return ids
 
 
-def read_questions(loader: BatchLoader, num_rows: int) -> list[Question]:
+def read_questions(loader: BatchLoader, num_rows: int, engine: Engine) -> list[Question]:
     """Returns the questions of the first evaluation rows, in their order, the same on every rank.
 
     Rows that train from their first token on, as plain texts do, have none.
@@ -224,6 +223,7 @@ def read_questions(loader: BatchLoader, num_rows: int) -> list[Question]:
     Args:
         loader: Of evaluation rows.
         num_rows: How many of them are looked at.
+        engine: Knows the other ranks.
     """
     order: list[int] = []
     num_steps = 0
@@ -242,7 +242,7 @@ def read_questions(loader: BatchLoader, num_rows: int) -> list[Question]:
         if step == num_steps:
             break
     loader.set_epoch(0)
-    by_row = dict(gather_object(found))
+    by_row = dict(engine.gather_objects(found))
     return [by_row[row] for row in order if row in by_row]
 
 

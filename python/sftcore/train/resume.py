@@ -8,7 +8,6 @@ checkpoint is cut off its logs, so that nothing stands twice, and later checkpoi
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -26,6 +25,7 @@ from sftcore.config.evaluation import EvaluationConfig
 from sftcore.config.memory import MemoryConfig
 from sftcore.config.optimization import OptimizationConfig
 from sftcore.config.output import OutputConfig
+from sftcore.config.parallel import ParallelConfig
 from sftcore.config.tuner import TunerConfig
 from sftcore.data.run import LEDGER_FILE
 from sftcore.errors import ConfigError
@@ -37,8 +37,10 @@ from sftcore.train.checkpoints import (
     read_manifest,
     read_object,
 )
+from sftcore.train.distributed.engine import Engine
+from sftcore.train.distributed.world import World
 from sftcore.train.loaders import say
-from sftcore.train.output import folder_of_runs, read_args
+from sftcore.train.output import folder_of_runs, read_args, run_id_of
 
 if TYPE_CHECKING:
     from sftcore.train.trainer import SftTrainer
@@ -48,7 +50,14 @@ _LOGS = ("logging.jsonl", "generations.jsonl")
 _SET_ASIDE = "set-aside"
 # the data is compared by the state of the loader, which knows it better; the others change no weight,
 # or no more than rounding does
-_NOT_COMPARED = (DataConfig, OutputConfig, CheckpointConfig, EvaluationConfig, MemoryConfig)
+_NOT_COMPARED = (
+    DataConfig,
+    OutputConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+    MemoryConfig,
+    ParallelConfig,
+)
 _MAY_CHANGE = ("lora_dropout",)
 # what the groups of an optimizer hold of the settings, beside the rate; some keep counters there too
 _OF_A_GROUP = ("weight_decay", "betas", "eps", "momentum")
@@ -76,7 +85,7 @@ class Resume:
         return self.manifest.step if self.manifest else 0
 
 
-def find_resume(config: TrainConfig) -> Resume | None:
+def find_resume(config: TrainConfig, engine: Engine) -> Resume | None:
     """Returns where a run goes on from, or None where it begins anew.
 
     Raises:
@@ -84,8 +93,10 @@ def find_resume(config: TrainConfig) -> Resume | None:
             run would write among the checkpoints of another one.
     """
     name = config.resume_from_checkpoint or ""
-    found = None
-    if name in ("last", "true", "auto"):
+    found = _restarted(config, engine.world)
+    if found is not None:
+        say(f"start {engine.world.restarts + 1} of this run: going on from its last checkpoint")
+    elif name in ("last", "true", "auto"):
         parent = folder_of_runs(config)
         runs = sorted(parent.glob("v*-*")) if config.add_version else [parent]
         found = _last_of(runs, config)
@@ -100,7 +111,22 @@ def find_resume(config: TrainConfig) -> Resume | None:
     _check_folder(config, found)
     if found is not None:
         _check_settings(config, found)
+        _check_engine(config, found, engine)
     return found
+
+
+def _restarted(config: TrainConfig, world: World) -> Resume | None:
+    """Returns the last whole checkpoint that this very run wrote before its processes were started anew."""
+    if not world.restarts:
+        return None
+    parent = folder_of_runs(config)
+    folders = sorted(parent.glob("v*-*")) if config.add_version else [parent]
+    own = [folder for folder in folders if run_id_of(folder) == world.run_id]
+    try:
+        return _last_of(own[-1:], config)
+    except ConfigError as error:
+        say(f"warning: {error}; beginning anew")
+        return None
 
 
 def _last_of(runs: list[Path], config: TrainConfig) -> Resume | None:
@@ -216,14 +242,35 @@ def _check_settings(config: TrainConfig, found: Resume) -> None:
                 f"{text}: the saved state does not fit; restore it{way} or begin a new run"
             )
         say(f"warning: {text}: the run that goes on is not the one that was interrupted")
-    if found.manifest is None:
+
+
+def _check_engine(config: TrainConfig, found: Resume, engine: Engine) -> None:
+    """Says what another engine or another number of processes means for the run.
+
+    Raises:
+        ConfigError: The engine cannot take the saved state of the optimizer.
+    """
+    manifest = found.manifest
+    if manifest is None or config.resume_only_model:
         return
-    rank, world_size = os.environ.get("RANK", "0"), int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size != found.manifest.world_size and rank == "0" and not config.resume_only_model:
-        say(
-            f"note: {found.manifest.world_size} processes wrote the checkpoint, now there are {world_size}: the same "
-            "rows come in each step, but other dropout"
+    if manifest.state_format != engine.state_format:
+        raise ConfigError(
+            f"{found.checkpoint} keeps the state of its optimizer as {manifest.state_format}, and {engine.name} takes "
+            f"{engine.state_format}; go on with the engine it was saved by, or pass --resume_only_model true to take "
+            "its weights and its place in the data"
         )
+    if manifest.world_size == engine.world.size:
+        return
+    if not engine.is_elastic:
+        raise ConfigError(
+            f"{found.checkpoint} was written by {manifest.world_size} processes, and {engine.name} goes on with as "
+            f"many, not with {engine.world.size}; start as many, or pass --resume_only_model true to take its weights "
+            "and its place in the data"
+        )
+    say(
+        f"note: {manifest.world_size} processes wrote the checkpoint, now there are {engine.world.size}: the same "
+        "rows come in each step, but other dropout"
+    )
 
 
 def _shown(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from transformers import PrinterCallback, ProgressCallback, set_seed
 from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader, Encoder, StreamLoader
 from sftcore.data.run import save_data
-from sftcore.errors import SftcoreError
 from sftcore.models import quieten, resolve_model
 from sftcore.train.arguments import training_arguments
 from sftcore.train.best import check_evaluation, copy_best, meeting_note
+from sftcore.train.distributed import Engine, choose_engine, read_world
+from sftcore.train.distributed.lost import explain_lost_peers
 from sftcore.train.dry_run import dry_run, without_files
 from sftcore.train.early_stopping import StopEarly
 from sftcore.train.largest import TryLargest, explain_out_of_memory
@@ -70,61 +70,68 @@ def train(config: TrainConfig) -> dict[str, Any]:
             before all of these are known to be right.
         StoppedError: SIGTERM or Ctrl-C ended the run; it is saved.
         CheckpointError: A checkpoint could not be written, as where the disk is full.
+        PeerError: Another process of the run ended or hangs.
     """
     quieten()
     choose_optimizer(config)  # a wrong one is said before any data is read
     check_schedule(config)
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    loggers, note = choose_loggers(config)
-    resume = None if config.dry_run else find_resume(config)
-    if config.dry_run:
-        config = without_files(config)
-    folder = resolve_model(config.model, weights=not config.dry_run)
+    world = read_world(config)
+    with explain_lost_peers(world), choose_engine(config, world) as engine:
+        if config.dry_run:
+            return _dry_run(without_files(config), engine)
+        return _train(config, engine)
+
+
+def _dry_run(config: TrainConfig, engine: Engine) -> dict[str, Any]:
+    choose_loggers(config)
+    folder = resolve_model(config.model, weights=False)
     encoder = _open_encoder(config, folder)
-    train_loader, eval_loader = open_loaders(config, encoder, world_size)
+    loaders = open_loaders(config, encoder, engine.world)
+    say(describe_data(*loaders))
+    set_seed(config.seed)
+    return dry_run(config, folder, encoder, loaders, engine)
+
+
+def _train(config: TrainConfig, engine: Engine) -> dict[str, Any]:
+    loggers, note = choose_loggers(config)
+    resume = engine.from_first(find_resume(config, engine) if engine.world.is_first else None)
+    folder = resolve_model(config.model, weights=True)
+    encoder = _open_encoder(config, folder)
+    train_loader, eval_loader = open_loaders(config, encoder, engine.world)
     say(describe_data(train_loader, eval_loader))
     set_seed(config.seed)
-    if config.dry_run:
-        return dry_run(config, folder, encoder, (train_loader, eval_loader), world_size)
-    opened = open_model(config, folder)
-    model, method = opened.model, opened.method
+    opened = open_model(config, folder, engine)
     if opened.padding_reason:
         config = padded(config)
-        train_loader, eval_loader = open_loaders(config, encoder, world_size)
-    for line in [*opened.lines, *([note] if note else [])]:
-        say(line)
+        train_loader, eval_loader = open_loaders(config, encoder, engine.world)
+    for line in (engine.describe(), *opened.lines, note):
+        if line:
+            say(line)
     check_evaluation(config, eval_loader)
     steps = _count_steps(config, train_loader)
-    of_tuner = tuner_callbacks(model, config, steps.total)
+    of_tuner = tuner_callbacks(opened.model, config, steps.total)
     if resume and resume.manifest:
         state = read_loader_state(resume.checkpoint)
         train_loader.load_state_dict(state, allow_data_change=config.allow_data_change)
-    run_folder = (resume and resume.run_folder) or make_run_folder(config)
-    write_args(run_folder, config)
-    write_environment(run_folder)
-    if isinstance(train_loader, BatchLoader) and os.environ.get("RANK", "0") == "0":
-        save_data(train_loader, run_folder)
-    save_every = max(1, min(500, steps.per_epoch or 500, steps.total))
-    arguments = training_arguments(
-        config, run_folder, eval_loader, steps.total, save_every, world_size
+    run_folder = engine.from_first(
+        _begin_folder(config, resume, train_loader, engine) if engine.world.is_first else None
     )
-    if arguments.world_size != world_size:
-        raise SftcoreError(
-            f"asked for {world_size} processes, but Transformers runs {arguments.world_size}"
-        )
-    say(_describe_steps(config, steps, world_size, run_folder))
-    stopping = StopOnSignal(world_size=world_size)
+    save_every = max(1, min(500, steps.per_epoch or 500, steps.total))
+    arguments = training_arguments(config, run_folder, eval_loader, steps.total, save_every, engine)
+    say(_describe_steps(config, steps, engine.world.data_size, run_folder))
     if eval_loader and (meeting := meeting_note(config, int(arguments.save_steps), steps.total)):
         say(meeting)
-    speed, reporters = MeasureSpeed(), make_loggers(loggers, config, run_folder)
+    stopping, speed = StopOnSignal(world_size=engine.world.size), MeasureSpeed()
+    reporters = make_loggers(loggers, config, run_folder)
     progress = ShowProgress(lines=config.disable_tqdm)
-    trainer = SftTrainer(
-        model=model,
+    trainer = engine.trainer_class()(
+        model=opened.model,
         args=arguments,
         train_loader=train_loader,
         eval_loader=eval_loader,
         config=config,
-        method=method,
+        method=opened.method,
+        engine=engine,
         stopping=stopping,
         resume=resume,
         speed=speed,
@@ -141,12 +148,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
             stopping,  # the last: it overrules what others ask for
         ],
     )
+    engine.check(trainer)
     if config.test_oom:
         trainer.callback_handler.callbacks.insert(0, TryLargest(trainer))
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     try:
-        if os.environ.get("RANK", "0") == "0":
+        if engine.world.is_first:
             prepare_folder(resume, run_folder)
         with stopping, explain_out_of_memory(speed, config):
             _run(trainer, resume, steps.total)
@@ -156,8 +164,28 @@ def train(config: TrainConfig) -> dict[str, Any]:
             reporter.stop()
     step = trainer.state.global_step
     stopping.raise_if_stopped(str(run_folder / f"checkpoint-{step}"), step, steps.total)
-    result = _result(trainer, run_folder, train_loader)
-    if config.load_best_model_at_end and trainer.is_world_process_zero():
+    return _finish(trainer, run_folder)
+
+
+def _begin_folder(
+    config: TrainConfig,
+    resume: Resume | None,
+    loader: BatchLoader | StreamLoader,
+    engine: Engine,
+) -> Path:
+    """Makes the run folder, with what there is to know of the run before its first step."""
+    run_folder = (resume and resume.run_folder) or make_run_folder(config)
+    write_args(run_folder, config)
+    write_environment(run_folder, engine.world.run_id)
+    if isinstance(loader, BatchLoader):
+        save_data(loader, run_folder)
+    return run_folder
+
+
+def _finish(trainer: SftTrainer, run_folder: Path) -> dict[str, Any]:
+    """Says and writes what a run that came to its end has reached."""
+    result = _result(trainer, run_folder, trainer.train_loader)
+    if trainer.config.load_best_model_at_end and trainer.is_world_process_zero():
         copy_best(Path(result["best_model_checkpoint"]), run_folder)
     say(describe_speed(result["speed"]))
     say(f"best checkpoint: {result['best_model_checkpoint']}; curves: {run_folder / 'images'}")

@@ -23,6 +23,19 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from sftcore.errors import StoppedError
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)
+_SECONDS_TO_FAIL = 10
+
+
+def _has_lost_a_peer() -> bool:
+    """Whether the launcher ends this process because another one failed, not because it was told to stop."""
+    stop_file = os.environ.get("SFTCORE_STOP_FILE")
+    return stop_file is not None and "RANK" in os.environ and not os.path.exists(stop_file)  # noqa: PTH110
+
+
+def _tell(text: str) -> None:
+    """Writes past the buffers, as a handler may strike in the middle of a print."""
+    if os.environ.get("RANK", "0") == "0":
+        os.write(2, f"\n{text}\n".encode())
 
 
 class LeaveEvaluation(BaseException):
@@ -69,17 +82,20 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        # a handler may strike in the middle of a print, so it writes past the buffers
+        if number == signal.SIGTERM and _has_lost_a_peer():
+            # the collective operation that this rank is in may never return
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(_SECONDS_TO_FAIL)
+            return
         if number not in _STOPS:
             self._is_save_asked = True
-            os.write(2, f"\n{name}: saving at the end of this step, then going on\n".encode())
+            _tell(f"{name}: saving at the end of this step, then going on")
             return
         self.signal = number
         for stop in _STOPS:
             if stop in self._previous:
                 signal.signal(stop, signal.SIG_DFL)
-        text = f"\n{name}: saving at the end of this step, then leaving; once more leaves at once\n"
-        os.write(2, text.encode())
+        _tell(f"{name}: saving at the end of this step, then leaving; once more leaves at once")
         if self._is_evaluating:
             raise LeaveEvaluation
 

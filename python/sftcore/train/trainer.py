@@ -26,6 +26,7 @@ from sftcore.data import BatchLoader, StreamLoader
 from sftcore.data.run import LEDGER_FILE, save_tokenizer
 from sftcore.models.checkpointing import activations_of
 from sftcore.train.checkpoints import LOADER_STATE, Checkpoints, save_checkpoint
+from sftcore.train.distributed.engine import Engine
 from sftcore.train.evaluate import Evaluator
 from sftcore.train.finite import FiniteGuard
 from sftcore.train.loaders import say
@@ -73,6 +74,7 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         eval_loader: BatchLoader | None,
         config: TrainConfig,
         method: LossMethod,
+        engine: Engine,
         speed: MeasureSpeed,
         stopping: StopOnSignal,
         resume: Resume | None = None,
@@ -82,6 +84,7 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         self.eval_loader = eval_loader
         self.config = config
         self.method = method
+        self.engine = engine
         self.speed = speed
         self.stopping = stopping
         self.resume = resume
@@ -105,11 +108,12 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
             loader=train_loader,
             method=method,
             accelerator=self.accelerator,
+            engine=engine,
             folder=folder,
             skips=config.on_non_finite == "skip",
         )
         self.evaluator = (
-            Evaluator(config, eval_loader, method, self.accelerator, folder)
+            Evaluator(config, eval_loader, method, engine, self.args.device, folder)
             if eval_loader
             else None
         )
@@ -117,6 +121,8 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
     def get_batch_samples(self, *arguments: Any) -> Any:
         """The micro-batches of a step, which are known if their loss is not finite."""
         batches, num_items = super().get_batch_samples(*arguments)
+        if num_items is not None:
+            num_items = self.engine.global_tokens(num_items)
         self.finite.begin(batches, num_items)
         return batches, num_items
 
@@ -162,8 +168,8 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
             # a loss of the model's own is a mean over the micro-batch
             loss = loss + extra / self.current_gradient_accumulation_steps
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            # the count is that of all ranks, and gradients are averaged over them
-            loss = loss * self.accelerator.num_processes
+            # the count is that of all ranks, and gradients are averaged over some or all of them
+            loss = loss * self.engine.gradient_ranks
         added = tuner_loss(self.model)
         if added is not None:
             # with its gradient and without its value, so that the loss of a log is that of tokens
@@ -183,14 +189,13 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         """Adds accuracy, the loss of each data set where there are several, and how fast the run goes."""
         logs = self.finite.amend(logs, self.state.global_step)
         if "loss" in logs:
-            logs |= self.tally.take(self.accelerator.reduce) | tuner_numbers(self.model)
+            logs |= self.tally.take(self.engine.reduce) | tuner_numbers(self.model)
             logs |= self.speed.take(self.gather, self.state)
         super().log(logs, start_time)
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
         """Joins a tensor of every rank along its first dimension."""
-        gathered: torch.Tensor = self.accelerator.gather(values.to(self.args.device))
-        return gathered
+        return self.engine.gather(values.to(self.args.device))
 
     def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """The micro-batches of this rank, epoch after epoch."""

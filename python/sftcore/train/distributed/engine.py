@@ -1,0 +1,181 @@
+"""How the ranks of a run share its work: what an engine is asked for, and the plain one.
+
+In comes a configuration and the world; out go the arguments by which Transformers and accelerate run the engine, the
+numbers that are summed over ranks, and the proof that what runs is what was asked for, as both libraries fall back to
+something else without a word. The plain engine has the whole model on each rank and averages gradients (DDP).
+"""
+
+from __future__ import annotations
+
+import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sftcore.config import TrainConfig
+from sftcore.errors import SftcoreError
+from sftcore.train.distributed.world import World
+
+if TYPE_CHECKING:
+    from sftcore.train.trainer import SftTrainer
+
+
+class Engine:
+    """Data parallelism: each rank has the whole model and a share of each global batch.
+
+    Attributes:
+        config: The settings of the run.
+        world: The processes.
+        data_group: The ranks that have the same place in their group of `model_parallel_size` as this one, one for
+            each share of the data; None stands for all.
+    """
+
+    name = "ddp"
+    # how a checkpoint keeps the optimizer: `plain` loads on any number of processes
+    state_format = "plain"
+    # whether it goes on with another number of processes
+    is_elastic = True
+    # what accelerate calls it; None where no accelerator state shows it
+    distributed_types: tuple[str, ...] = ("MULTI_CPU", "MULTI_GPU")
+
+    def __init__(self, config: TrainConfig, world: World) -> None:
+        self.config = config
+        self.world = world
+        self.data_group: Any = None
+        self._opened = False
+
+    def __enter__(self) -> Engine:  # noqa: PYI034
+        """Takes this rank's device and joins the other ranks."""
+        if torch.cuda.is_available():
+            torch.cuda.set_device(self.world.local_rank)
+        if self.is_distributed and not dist.is_initialized():
+            self._opened = True
+            on_gpu = torch.cuda.is_available()
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+                timeout=datetime.timedelta(seconds=self.timeout),
+                device_id=torch.device("cuda", self.world.local_rank) if on_gpu else None,
+            )
+        if self.world.model_parallel_size > 1:
+            self.data_group = self._make_data_group()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leaves the other ranks; a process that ends within a group may abort at its exit."""
+        if not self._opened or not dist.is_initialized():
+            return
+        if error is None:
+            dist.barrier()
+        dist.destroy_process_group()
+        self._opened = False
+
+    @property
+    def is_distributed(self) -> bool:
+        """Whether a process group is needed."""
+        return self.world.size > 1
+
+    @property
+    def timeout(self) -> float:
+        """Seconds after which a rank that waits for another one gives up."""
+        return float(self.config.trainer_arguments.get("ddp_timeout", 1800))
+
+    def _make_data_group(self) -> Any:
+        shared, found = self.world.model_parallel_size, None
+        for place in range(shared):
+            ranks = list(range(place, self.world.size, shared))
+            group = dist.new_group(ranks)  # every rank takes part in making every group
+            if self.world.rank in ranks:
+                found = group
+        return found
+
+    # -- what Transformers is told -------------------------------------------------------------------------------
+
+    def load_arguments(self) -> dict[str, Any]:
+        """More arguments of `from_pretrained`."""
+        return {}
+
+    def place(self, model: Any) -> Any:
+        """Puts a model that was just loaded on the device of this rank, where it is to be there as a whole."""
+        if torch.cuda.is_available() and self.config.quant_method is None:
+            model.to(torch.device("cuda", self.world.local_rank))
+        return model
+
+    def training_arguments(self) -> dict[str, Any]:
+        """More arguments of `TrainingArguments`."""
+        return {}
+
+    def trainer_class(self) -> type[SftTrainer]:
+        """The Trainer that runs this engine."""
+        from sftcore.train.trainer import SftTrainer  # the trainer takes an engine
+
+        return SftTrainer
+
+    def check(self, trainer: SftTrainer) -> None:
+        """Holds what runs to what was asked for.
+
+        Raises:
+            SftcoreError: Transformers or accelerate runs something else.
+        """
+        if trainer.args.world_size != self.world.size:
+            raise SftcoreError(
+                f"asked for {self.world.size} processes, but Transformers runs {trainer.args.world_size}"
+            )
+        kind = trainer.accelerator.distributed_type.value
+        if self.is_distributed and kind not in self.distributed_types:
+            raise SftcoreError(f"asked for {self.name}, but accelerate runs {kind}")
+
+    def describe(self) -> str | None:
+        """A line for people on how the ranks share the run; None where there is but one."""
+        if self.world.size == 1 and not self.config.engines:
+            return None
+        return f"{self.world.size} processes: {self.name}"
+
+    # -- what is counted over ranks ------------------------------------------------------------------------------
+
+    def global_tokens(self, num_tokens: Any) -> Any:
+        """From trained tokens summed over all ranks to those of the global batch."""
+        return num_tokens // self.world.model_parallel_size
+
+    @property
+    def gradient_ranks(self) -> int:
+        """The number of ranks whose gradients the engine averages."""
+        return self.world.data_size
+
+    def reduce(self, values: Tensor, how: str = "sum") -> Tensor:
+        """Returns the sum or the mean of a tensor over the shares of the data; the argument stays as it is."""
+        values = values.clone()
+        if self.world.data_size > 1:
+            dist.all_reduce(values, group=self.data_group)
+        return values / self.world.data_size if how == "mean" else values
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Joins a tensor of each share of the data along its first dimension."""
+        if self.world.data_size == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.world.data_size)]
+        dist.all_gather(parts, values.contiguous(), group=self.data_group)
+        return torch.cat(parts)
+
+    def gather_objects(self, values: list[Any]) -> list[Any]:
+        """Joins lists of small picklable objects of each share of the data."""
+        if self.world.data_size == 1:
+            return values
+        parts: list[Any] = [None] * self.world.data_size
+        dist.all_gather_object(parts, values, group=self.data_group)
+        return [value for part in parts for value in part]
+
+    def from_first(self, value: Any) -> Any:
+        """Returns the value of rank 0 on every rank."""
+        if self.world.size == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]

@@ -1,0 +1,49 @@
+"""What torch says when another process is gone, in words that say what to do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch.distributed as dist
+
+from sftcore.errors import PeerError
+from sftcore.train.distributed.world import World
+
+# of gloo, NCCL and the store, in lower case
+_GONE = (
+    "connection closed by peer",
+    "connection reset",
+    "broken pipe",
+    "socket",
+    "remote process exited",
+    "aborted",
+)
+_LATE = ("timed out", "timeout")
+
+
+@contextlib.contextmanager
+def explain_lost_peers(world: World) -> Iterator[None]:
+    """Turns the errors of collective operations into one that says which rank noticed, and what.
+
+    Raises:
+        PeerError: Another process has ended, or did not answer in time.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        is_of_group = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
+        if world.size == 1 or not is_of_group:
+            raise
+        low = text.lower()
+        if any(word in low for word in _LATE):
+            what = (
+                "another process did not answer in time: it hangs, or is much slower; look at its last lines, or "
+                "raise --ddp_timeout (seconds)"
+            )
+        elif any(word in low for word in _GONE):
+            what = "another process of the run has ended; its error is the one to look at"
+        else:
+            raise
+        raise PeerError(f"rank {world.rank}: {what} ({text.splitlines()[0]})") from error
