@@ -269,7 +269,7 @@ def test_a_stream_gives_the_same_text_as_the_whole_answer(model: Path) -> None:
 
 def test_training_takes_folders_columns_and_draws(model: Path, rows: Path, tmp_path: Path) -> None:
     from sftcore.train.distributed import World
-from sftcore.train.loaders import describe_data, open_loaders
+    from sftcore.train.loaders import describe_data, open_loaders
 
     info, renamed = tmp_path / "info.json", tmp_path / "renamed.jsonl"
     renamed.write_text(rows.read_text(encoding="utf-8").replace('"question"', '"ask"'))
