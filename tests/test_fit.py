@@ -64,7 +64,8 @@ def test_the_first_that_fits_is_the_simplest() -> None:
 
     assert chosen(LORA_8B, "1x24G") == "one GPU"
     assert chosen(LORA_8B, "8x80G") == "DDP"
-    assert chosen(FULL_8B, "8x80G") == "ZeRO-2"
+    assert chosen(FULL_8B, "8x80G") == "ZeRO-1"
+    assert chosen(FULL_8B, "8x64G") == "ZeRO-2"
     assert chosen(FULL_8B, "8x40G") == "FSDP2"
     assert chosen(FULL_8B, "2x24G") == "ZeRO-3, offload"
     assert chosen(FULL_8B, "2x24G", host=64) is None
@@ -73,7 +74,7 @@ def test_the_first_that_fits_is_the_simplest() -> None:
 def test_what_cannot_be_split_is_no_fit_whatever_the_memory() -> None:
     odd = replace(FULL_8B, heads=9, kv_heads=3, layers=4, has_tensor_plan=True)
     fits = by_name(odd, "8x1000G")
-    assert fits["tensor 8"].obstacle == "9 heads and 3 of keys do not divide by 8"
+    assert fits["tensor 8"].obstacle == "9 heads and 3 of keys do not divide over GPUs of a node"
     assert fits["pipeline 8"].obstacle == "4 layers do not make 8 stages"
     assert not fits["tensor 8"].fits
     unplanned = by_name(replace(FULL_8B, has_tensor_plan=False), "8x1000G")

@@ -8,6 +8,7 @@ after Narayanan et al. 2021 (arXiv:2104.04473), collectives as rings (Patarasuk 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -207,15 +208,19 @@ def _splits(needs: Needs, machines: Machines) -> Iterator[Fit]:
     """Yields tensor, pipeline and sequence parallelism, each over as many GPUs as it takes well."""
     n, k = machines.gpus, needs.micro_batches
     w, g, o = needs.weights, needs.gradients, needs.optimizer
-    t = min(n, machines.gpus_per_node)
+    on_node = min(n, machines.gpus_per_node)
+    t = math.gcd(on_node, needs.heads, needs.kv_heads)
     whole_share = 1.0 if needs.checkpoints else _WHOLE_UNDER_TENSOR
     kept = needs.kept * (whole_share + (1 - whole_share) / t)
     obstacle = None
     if not needs.has_tensor_plan:
         obstacle = "Transformers has no tensor-parallel plan for this model"
-    elif needs.heads % t or needs.kv_heads % t:
-        obstacle = f"{needs.heads} heads and {needs.kv_heads} of keys do not divide by {t}"
+    elif t == 1:
+        obstacle = (
+            f"{needs.heads} heads and {needs.kv_heads} of keys do not divide over GPUs of a node"
+        )
     passes = 3 if needs.checkpoints else 2
+    t = t if t > 1 else on_node
     yield Fit(
         engine=f"tensor {t}",
         flags=f"--tensor_parallel_size {t}",
@@ -228,7 +233,7 @@ def _splits(needs: Needs, machines: Machines) -> Iterator[Fit]:
         ),
         obstacle=obstacle,
     )
-    p = t
+    p = on_node
     obstacle = f"{needs.layers} layers do not make {p} stages" if needs.layers < p else None
     in_flight = min(p, k)
     idle = (p - 1) / (k + p - 1)
@@ -241,17 +246,21 @@ def _splits(needs: Needs, machines: Machines) -> Iterator[Fit]:
         obstacle=obstacle,
         remark=f"idle {idle:.0%} of the time with {k} micro-batches a step",
     )
+    u = math.gcd(on_node, needs.heads, needs.kv_heads)
     obstacle = None
-    if needs.heads % t:
-        obstacle = f"{needs.heads} heads do not divide by {t}"
+    if u == 1:
+        u = on_node
+        obstacle = (
+            f"{needs.heads} heads and {needs.kv_heads} of keys do not divide over GPUs of a node"
+        )
     yield Fit(
-        engine=f"sequence {t} on ZeRO-3",
-        flags=f"--deepspeed zero3 --sequence_parallel_size {t}",
+        engine=f"sequence {u} on ZeRO-3",
+        flags=f"--deepspeed zero3 --sequence_parallel_size {u}",
         state=(w + g + o) // n,
-        activations=(needs.kept + needs.passing) // t + 2 * needs.unit,
+        activations=(needs.kept + needs.passing) // u + 2 * needs.unit,
         traffic=int(
             _gathers(needs, k) * (n - 1) / n
-            + k * needs.layers * passes * 4 * needs.stream / t * (t - 1) / t
+            + k * needs.layers * passes * 4 * needs.stream / u * (u - 1) / u
         ),
         obstacle=obstacle,
         remark="for sequences that are too long for one GPU",

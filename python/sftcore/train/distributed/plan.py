@@ -216,14 +216,16 @@ def _table(fits: list[Fit]) -> list[str]:
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(7)]
-    return [
-        "  ".join(
+    lines = []
+    for row in rows:
+        cells = [
             text.ljust(width) if column < 2 else text.rjust(width)
             for column, (text, width) in enumerate(zip(row[:7], widths, strict=True))
-        ).rstrip()
-        + (f"  {row[7]}" if row[7] else "")
-        for row in rows
-    ]
+        ]
+        # an obstacle stands in place of the numbers
+        cells = cells if any(row[2:7]) else cells[:2]
+        lines.append("  ".join([*cells, row[7]]).rstrip())
+    return lines
 
 
 def _number(size: float) -> str:
