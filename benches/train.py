@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--shared", default=os.environ.get("SFTCORE_SHARED", "../shared/data"))
     parser.add_argument("--rows", default="datasets/llamafactory/alpaca_en_demo.json")
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--max_length", type=int, default=512)
     parser.add_argument("--learning_rate", type=float, default=2e-4)
