@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sftcore.config.quantization import QuantizationConfig
 from sftcore.config.ranges import check_range
 from sftcore.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferConfig:
+class InferConfig(QuantizationConfig):
     """Inference. Which model answers what, and how."""
 
     model: str | None = None
@@ -43,6 +44,7 @@ class InferConfig:
     """Decides the draws."""
 
     def __post_init__(self) -> None:
+        self._check_quantization()
         if self.model is None and self.adapters is None:
             raise ConfigError("--model is missing: name a model, or a checkpoint with --adapters")
         if self.prompt is not None and self.prompts is not None:

@@ -41,7 +41,8 @@ class TrainConfig(
     def __post_init__(self) -> None:
         self._check_data()
         self._check_tuner()
-        self._check_quantization(self)
+        self._check_quantization()
+        self._check_quantized_tuner(self)
         self._check_optimization()
         self._check_loss()
         self._check_memory()

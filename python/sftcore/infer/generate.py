@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from transformers.generation.streamers import BaseStreamer
 
 from sftcore.config import InferConfig
+from sftcore.config.quantization import QuantizationConfig
 from sftcore.data import Encoder
 from sftcore.data.prompts import Message
 from sftcore.errors import ConfigError
-from sftcore.models import load_model, quieten, resolve_model
+from sftcore.models import load_model, pick_dtype, quieten, resolve_model
 from sftcore.models.generation import generation_config
+from sftcore.models.quantization import quantization_config
 from sftcore.train.output import read_args
 
 
@@ -39,6 +44,22 @@ def base_of(adapters: Path, given: str | None) -> Path:
     return resolve_model(str(name))
 
 
+def quantization_of(config: InferConfig, adapters: Path | None) -> QuantizationConfig:
+    """Returns how weights are quantized: as the settings say, else as they were when the adapter was trained."""
+    names = [field.name for field in fields(QuantizationConfig)]
+    is_given = any(getattr(config, name) != getattr(QuantizationConfig, name) for name in names)
+    then = read_args(adapters) if adapters else {}
+    trained = QuantizationConfig(**{name: then[name] for name in names if name in then})
+    if is_given or trained.weight_bits is None:
+        return config
+    print(  # noqa: T201
+        f"note: weights are loaded in {trained.weight_bits} bits, as when {adapters} was trained; --quant_bits 0 loads "
+        "them whole",
+        file=sys.stderr,
+    )
+    return trained
+
+
 class Chat:
     """A loaded model that answers conversations."""
 
@@ -55,13 +76,15 @@ class Chat:
             chat_template_kwargs=json.loads(read_args(home).get("chat_template_kwargs") or "{}"),
         )
         self.encoder.chat_template  # noqa: B018  raises where there is none
-        model = load_model(folder, torch_dtype=config.torch_dtype)
+        quantized = quantization_config(
+            quantization_of(config, adapters), pick_dtype(config.torch_dtype)
+        )
+        model = load_model(folder, torch_dtype=config.torch_dtype, quantization_config=quantized)
         if adapters:
-            from peft import PeftModel
-
             model = PeftModel.from_pretrained(model, adapters)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = model.to(self.device).eval()
+        # quantized weights lie where they run already
+        self.model = (model if quantized else model.to(self.device)).eval()
         self.config = config
         self.generation = generation_config(
             self.encoder,

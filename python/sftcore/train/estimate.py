@@ -282,10 +282,10 @@ def _trace(
 
 def _quantized(config: TrainConfig, model: Any, dtypes: Dtypes) -> tuple[int, int]:
     """Returns the bytes that quantized weights spare, and those of the largest one while it is multiplied."""
-    if config.quant_method is None:
+    if config.weight_bits is None:
         return 0, 0
-    width = _QUANTIZED_BYTES[config.quant_bits or 4]
-    if config.quant_bits != 8 and not config.bnb_4bit_use_double_quant:
+    width = _QUANTIZED_BYTES[config.weight_bits]
+    if config.weight_bits == 4 and not config.bnb_4bit_use_double_quant:
         width = _SCALES_OF_4_BITS
     head = causal_model(model).get_output_embeddings()
     frozen = [

@@ -63,7 +63,7 @@ def open_model(config: TrainConfig, folder: Path) -> Opened:
     )
     # a cache is of no use in training, and with one packed rows are taken for single sequences
     base.config.use_cache = False
-    if torch.cuda.is_available() and config.quant_method is None:
+    if torch.cuda.is_available() and config.weight_bits is None:
         base.to("cuda")
     lines = [f"attention: {attention.name} ({attention.reason})"]
     kind = InputKind(needs_mask=needs_mask(base), is_flash=attention.is_flash)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sftcore.train.early_stopping import StopEarly
 from sftcore.train.largest import TryLargest, explain_out_of_memory
 from sftcore.train.ledger import WriteLedger
 from sftcore.train.loaders import describe_data, open_loaders, say
+from sftcore.train.lock import RunLock, existing_folder
 from sftcore.train.log import WriteLog, finite
 from sftcore.train.loggers import choose_loggers, make_loggers
 from sftcore.train.open import open_model, padded
@@ -71,12 +73,18 @@ def train(config: TrainConfig) -> dict[str, Any]:
         StoppedError: SIGTERM or Ctrl-C ended the run; it is saved.
         CheckpointError: A checkpoint could not be written, as where the disk is full.
     """
+    with closing(RunLock()) as lock:
+        return _train(config, lock)
+
+
+def _train(config: TrainConfig, lock: RunLock) -> dict[str, Any]:
     quieten()
     choose_optimizer(config)  # a wrong one is said before any data is read
     check_schedule(config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     loggers, note = choose_loggers(config)
     resume = None if config.dry_run else find_resume(config)
+    lock.hold(None if config.dry_run else existing_folder(config, resume))
     if config.dry_run:
         config = without_files(config)
     folder = resolve_model(config.model, weights=not config.dry_run)
@@ -100,6 +108,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         state = read_loader_state(resume.checkpoint)
         train_loader.load_state_dict(state, allow_data_change=config.allow_data_change)
     run_folder = (resume and resume.run_folder) or make_run_folder(config)
+    lock.hold(run_folder)
     write_args(run_folder, config)
     write_environment(run_folder)
     if isinstance(train_loader, BatchLoader) and os.environ.get("RANK", "0") == "0":
