@@ -210,7 +210,7 @@ def test_errors_say_what_was_looked_for_and_where(
         ({"save_steps": 3, "save_strategy": "epoch"}, "--save_strategy steps"),
     ):
         refused(f"has no effect without {needed}", **settings)
-    refused("--save_strategy best needs evaluation rows", save_strategy="best")
+    refused("--save_strategy best follows an evaluation", save_strategy="best")
 
 
 def test_a_changed_learning_rate_is_said_and_counts(

@@ -246,7 +246,7 @@ INFER = Names(
         "tuner_type": "the checkpoint says what kind of tuner it is",
         "tuner_backend": "adapters are PEFT's",
         "eval_human": "a chat starts where no prompts are given",
-        "stream": "a chat streams, and a file of answers is written line by line",
+        "stream": "a chat streams, and answers to a file of prompts are printed as they come",
         "merge_lora": "an adapter answers as its merged model does; sftcore merge writes that",
         "ignore_args_error": "an unknown flag is an error, also in a notebook",
         "max_length": "a prompt is never cut",

@@ -26,6 +26,9 @@ def infer(config: InferConfig) -> list[dict[str, Any]]:
         SftcoreError: A setting, a row or the checkpoint is wrong.
     """
     quieten()
+    if config.output and not Path(config.output).parent.is_dir():
+        folder = Path(config.output).parent
+        raise ConfigError(f"--output {config.output}: the folder {folder} does not exist; make it")
     if config.prompt is not None:
         questions = [[user_message(config.prompt)]]
     elif config.prompts is not None:
@@ -46,8 +49,6 @@ def infer(config: InferConfig) -> list[dict[str, Any]]:
 
 
 def _write_answers(path: Path, answers: list[dict[str, Any]]) -> None:
-    if not path.parent.is_dir():
-        raise ConfigError(f"--output {path}: the folder {path.parent} does not exist")
     temporary = path.with_name(f".{path.name}.tmp")
     text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     temporary.write_text(text, encoding="utf-8")

@@ -25,6 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoModelForCausalLM
 
 from sftcore.config import TrainConfig
+from sftcore.errors import first_line
 from sftcore.models.attention import Attention
 from sftcore.models.checkpointing import checkpointing_arguments
 from sftcore.models.dtypes import Dtypes
@@ -161,9 +162,7 @@ def estimate_step(
         other = _trace(turned, settings, size, dtypes, attention, None, accumulates)
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         # fake tensors raise kinds of RuntimeError where a value is asked for
-        raise NotImplementedError(
-            f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from error
+        raise NotImplementedError(f"{type(error).__name__}: {first_line(error)}") from error
     notes = list(asked.notes)
     if attention.is_flash:
         notes.append(f"{attention.name} is counted as PyTorch's own fused attention")
@@ -393,8 +392,7 @@ def _optimizer(
     ) as error:  # the kernels of other packages want real tensors, each in its own words
         number = 2 if "8bit" in choice.name else 8
         state = number * sum(parameter.numel() for parameter in trained)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        note = f"{choice.name} is counted as {number} bytes for each trained parameter ({reason})"
+        note = f"{choice.name} is counted as {number} bytes for each trained parameter ({first_line(error)})"
         return state, state, [note]
     state = memory.now - begun
     return state, memory.peak - begun, []

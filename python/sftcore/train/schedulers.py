@@ -14,12 +14,10 @@ from transformers import get_scheduler
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from sftcore.config import TrainConfig
-from sftcore.config.optimization import share_of
+from sftcore.config.optimization import MEASURED, share_of
 from sftcore.config.schema import did_you_mean
 from sftcore.errors import ConfigError
 
-# these follow an evaluation metric instead of the steps
-MEASURED = ("reduce_lr_on_plateau", "greedy")
 _DECAY_SHARE = 0.1
 _GIVEN = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch", "verbose"}
 
