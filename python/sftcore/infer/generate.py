@@ -16,7 +16,7 @@ from sftcore.config import InferConfig
 from sftcore.config.quantization import QuantizationConfig
 from sftcore.data import Encoder
 from sftcore.data.prompts import Message
-from sftcore.errors import ConfigError
+from sftcore.errors import ConfigError, SftcoreError
 from sftcore.models import load_model, load_settings, pick_dtype, quieten, resolve_model
 from sftcore.models.generation import generation_config, within_positions
 from sftcore.models.quantization import quantization_config
@@ -108,10 +108,18 @@ class Chat:
         Args:
             messages: With `role` and `content`; the configured system message is put before them.
             on_text: Called with each piece of the answer as it comes.
+
+        Raises:
+            SftcoreError: They are longer than the model can read.
         """
         if self.system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
         prompt = torch.from_numpy(self.encoder.encode_prompt(messages))[None].to(self.device)
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and prompt.shape[1] > limit:
+            raise SftcoreError(
+                f"the prompt has {prompt.shape[1]:,} tokens, and the model {limit:,} positions; shorten it"
+            )
         torch.manual_seed(self.config.seed)
         streamer = _TextStreamer(self.encoder, on_text) if on_text else None
         with torch.inference_mode():

@@ -9,7 +9,7 @@ from typing import Any
 
 from sftcore.config import InferConfig
 from sftcore.data.prompts import Message, read_prompts, user_message
-from sftcore.errors import ConfigError
+from sftcore.errors import ConfigError, SftcoreError
 from sftcore.infer.generate import Chat
 from sftcore.models import quieten
 
@@ -76,9 +76,15 @@ def _chat(chat: Chat) -> None:
             print(HELP, file=sys.stderr)  # noqa: T201
         elif text:
             messages.append(user_message(text))
-            response = chat.answer(
-                system + messages,
-                on_text=lambda piece: print(piece, end="", flush=True),  # noqa: T201
-            )
+            try:
+                response = chat.answer(
+                    system + messages,
+                    on_text=lambda piece: print(piece, end="", flush=True),  # noqa: T201
+                )
+            except SftcoreError as error:
+                # the conversation goes on without the question, or anew with /clear
+                print(f"error: {error}", file=sys.stderr)  # noqa: T201
+                messages.pop()
+                continue
             print(flush=True)  # noqa: T201
             messages.append({"role": "assistant", "content": response})

@@ -16,6 +16,7 @@ from sftcore.data import BatchLoader, Encoder, StreamLoader
 from sftcore.data.run import save_data
 from sftcore.errors import SftcoreError
 from sftcore.models import quieten, resolve_model
+from sftcore.models.vocabulary import check_vocabulary
 from sftcore.train.arguments import training_arguments
 from sftcore.train.best import check_evaluation, copy_best, meeting_note
 from sftcore.train.dry_run import dry_run, without_files
@@ -99,7 +100,8 @@ def _train(config: TrainConfig, lock: RunLock) -> dict[str, Any]:
     if opened.padding_reason:
         config = padded(config)
         train_loader, eval_loader = open_loaders(config, encoder, world_size)
-    for line in [*opened.lines, *([note] if note else [])]:
+    unknown = check_vocabulary(encoder, model.config)
+    for line in [*opened.lines, *([note] if note else []), *([unknown] if unknown else [])]:
         say(line)
     check_evaluation(config, eval_loader)
     steps = _count_steps(config, train_loader)
