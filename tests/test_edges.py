@@ -156,10 +156,10 @@ def test_prompts_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_prompts(lines) == [[{"role": "user", "content": ODD}], messages[:3]]
     for wrong in ({"messages": messages[1:2]}, {"messages": ["hi"]}, {"messages": []}, ["hi"]):
         lines.write_text(json.dumps(wrong))
-        with pytest.raises(RowError, match="a.jsonl:1: a prompt has neither"):
+        with pytest.raises(RowError, match=r"a\.jsonl:1: a prompt has neither"):
             read_prompts(lines)
     text.write_bytes(b"caf\xe9")
-    with pytest.raises(RowError, match="a.txt: not UTF-8"):
+    with pytest.raises(RowError, match=r"a\.txt: not UTF-8"):
         read_prompts(text)
 
 
