@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws the curves of a run only where a test looks at them: they take longer than its few steps."""
+    log = sys.modules.get("sftcore.train.log")
+    if log is not None and request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setattr(log, "draw_curves", lambda history, folder: [])
 
 
 @pytest.fixture(scope="session")

@@ -193,6 +193,7 @@ def test_evaluation_is_the_token_mean_of_the_held_out_rows(
     assert shown[-1] == pytest.approx(total / count, rel=1e-4)
 
 
+@pytest.mark.pictures
 def test_a_run_writes_what_it_promises(model: Path, rows: Path, tmp_path: Path) -> None:
     config = config_of(model, rows, tmp_path, tuner_type="lora", max_steps=3, add_version=True)
     result = train(config)
