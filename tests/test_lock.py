@@ -52,7 +52,6 @@ def test_a_second_run_writes_nothing_and_is_told_who_holds_the_folder(
 
 def test_a_folder_is_free_again_after_an_error(tmp_path: Path) -> None:
     first, second = RunLock(), RunLock()
-    first.hold(None)
     first.hold(tmp_path)
     first.hold(tmp_path)
     with pytest.raises(ConfigError, match="is in use by another run"):

@@ -26,8 +26,9 @@ from sftcore.tuners import (
     describe_parameters,
     learning_rate_factors,
 )
+from tiny_runs import make_model
 from training import config_of, losses
-from tuned import logits_of, make_model, tune
+from tuned import logits_of, tune
 
 PROJECTIONS = "(q|k|v|o|gate|up|down)_proj"
 LORA = rf"layers\.\d\.\w+\.{PROJECTIONS}\.lora_[AB]\.default\.weight$"
@@ -92,13 +93,14 @@ def rows(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model"), shared_data)
+    return make_model(tmp_path_factory.mktemp("model"), shared_data / "tokenizers" / "minimind")
 
 
 def settings_of(model: Path, rows: Path, output: Path, **settings: Any) -> TrainConfig:
     given: dict[str, Any] = {
         "tuner_type": "lora",
         "max_steps": 6,
+        "save_steps": 6,
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 1,
         "learning_rate": 2e-2,

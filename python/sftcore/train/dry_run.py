@@ -31,7 +31,7 @@ from sftcore.train.loaders import open_loaders
 from sftcore.train.open import open_model, padded
 from sftcore.train.optimizers import choose_optimizer
 from sftcore.train.plan_text import describe_plan
-from sftcore.train.schedulers import learning_rates
+from sftcore.train.schedulers import learning_rates, warmup_note
 from sftcore.train.speed import count_tokens, example_lengths
 
 _STREAMED_BATCHES = 256
@@ -85,6 +85,8 @@ def dry_run(
     loader, eval_loader = loaders
     shapes, lengths = _read_shapes(loader, notes)
     total, per_epoch = _count_steps(config, loader)
+    if warmup := warmup_note(config, total):
+        notes.append(warmup.removeprefix("note: "))
     accumulation = config.accumulation_steps(world_size)
     batches = _describe_batches(shapes, lengths, accumulation)
     largest = batches["largest"]

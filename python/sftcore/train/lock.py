@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from sftcore.config import TrainConfig
 from sftcore.errors import ConfigError
 from sftcore.train.loaders import say
-from sftcore.train.resume import Resume
+from sftcore.train.resume import Resume, find_resume
 
 _LOCK_FILE = ".lock"
 _HOLDER_FILE = ".lock.json"
@@ -32,13 +32,28 @@ class RunLock:
         self._folder: Path | None = None
         self._lock: FileLock | None = None
 
-    def hold(self, folder: Path | None) -> None:
-        """Holds a run folder, if there is one yet; a folder that is held stays so.
+    def find_resume(self, config: TrainConfig) -> Resume | None:
+        """Returns where a run goes on from, as `resume.find_resume` does, and holds the folder it goes on in.
+
+        Raises:
+            ConfigError: Another run holds the folder, or there is nothing to go on from.
+        """
+        output = Path(config.output_dir)
+        if not config.add_version and (output / _LOCK_FILE).is_file():
+            # before the folder is looked at, as a run that goes on changes it
+            self.hold(output)
+        found = find_resume(config)
+        if found is not None and found.run_folder is not None:
+            self.hold(found.run_folder)
+        return found
+
+    def hold(self, folder: Path) -> None:
+        """Holds a run folder; one that is held stays so.
 
         Raises:
             ConfigError: Another run holds it.
         """
-        if folder is None or self._lock is not None or os.environ.get("RANK", "0") != "0":
+        if self._lock is not None or os.environ.get("RANK", "0") != "0":
             return
         lock = FileLock(folder / _LOCK_FILE)
         try:
@@ -62,14 +77,6 @@ class RunLock:
         if self._lock is not None and self._folder is not None:
             (self._folder / _HOLDER_FILE).unlink(missing_ok=True)
             self._lock.release()
-
-
-def existing_folder(config: TrainConfig, resume: Resume | None) -> Path | None:
-    """Returns the folder that a run will write into, where it is there before the run begins."""
-    folder = resume.run_folder if resume else None
-    if folder is None and not config.add_version:
-        folder = Path(config.output_dir)
-    return folder if folder is not None and folder.is_dir() else None
 
 
 def _holder(folder: Path) -> str:

@@ -24,7 +24,7 @@ from sftcore.train.early_stopping import StopEarly
 from sftcore.train.largest import TryLargest, explain_out_of_memory
 from sftcore.train.ledger import WriteLedger
 from sftcore.train.loaders import describe_data, open_loaders, say
-from sftcore.train.lock import RunLock, existing_folder
+from sftcore.train.lock import RunLock
 from sftcore.train.log import WriteLog, finite
 from sftcore.train.loggers import choose_loggers, make_loggers
 from sftcore.train.open import open_model, padded
@@ -34,13 +34,12 @@ from sftcore.train.progress import ShowProgress
 from sftcore.train.resume import (
     GoOn,
     Resume,
-    find_resume,
     finish,
     prepare_folder,
     read_loader_state,
 )
 from sftcore.train.schedule import EvaluateAtEnd, FollowEpochs
-from sftcore.train.schedulers import check_schedule
+from sftcore.train.schedulers import check_schedule, warmup_note
 from sftcore.train.speed import MeasureSpeed, describe_speed
 from sftcore.train.stopping import StopOnSignal
 from sftcore.train.trainer import SftTrainer
@@ -84,8 +83,7 @@ def _train(config: TrainConfig, lock: RunLock) -> dict[str, Any]:
     check_schedule(config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     loggers, note = choose_loggers(config)
-    resume = None if config.dry_run else find_resume(config)
-    lock.hold(None if config.dry_run else existing_folder(config, resume))
+    resume = None if config.dry_run else lock.find_resume(config)
     if config.dry_run:
         config = without_files(config)
     folder = resolve_model(config.model, weights=not config.dry_run)
@@ -124,6 +122,8 @@ def _train(config: TrainConfig, lock: RunLock) -> dict[str, Any]:
             f"asked for {world_size} processes, but Transformers runs {arguments.world_size}"
         )
     say(_describe_steps(config, steps, world_size, run_folder))
+    if warmup := warmup_note(config, steps.total):
+        say(warmup)
     stopping = StopOnSignal(world_size=world_size)
     if eval_loader and (meeting := meeting_note(config, int(arguments.save_steps), steps.total)):
         say(meeting)

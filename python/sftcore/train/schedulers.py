@@ -69,6 +69,17 @@ def schedule_arguments(
     }
 
 
+def warmup_note(config: TrainConfig, num_steps: int) -> str | None:
+    """Returns a line where a run ends before its learning rate has risen; None where it rises."""
+    warmup = config.num_warmup_steps(num_steps)
+    if warmup < num_steps:
+        return None
+    return (
+        f"note: the warm-up of {warmup:,} steps is not over when the run ends after {num_steps:,}: the learning rate "
+        f"never comes to {config.effective_learning_rate:g}"
+    )
+
+
 def check_schedule(config: TrainConfig) -> None:
     """Raises a ConfigError where the installed Transformers does not take the schedule as it is set."""
     kind = config.lr_scheduler_type
