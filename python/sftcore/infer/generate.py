@@ -70,15 +70,16 @@ class Chat:
         home = adapters if adapters and (adapters / "tokenizer.json").is_file() else folder
         # what training rendered, inference renders
         then = read_args(home)
+        system = then.get("system") if config.system is None else config.system
         self.encoder = Encoder.from_pretrained(
             home,
             template=config.template,
+            system=system or None,
             chat_template_kwargs=json.loads(then.get("chat_template_kwargs") or "{}"),
         )
-        self.system = then.get("system") if config.system is None else config.system
-        if self.system and config.system is None:
+        if system and config.system is None:
             _say(
-                f"note: the system message is that of the training: {self.system!r}; --system '' leaves it out"
+                f"note: the system message is that of the training: {system!r}; --system '' leaves it out"
             )
         self.encoder.chat_template  # noqa: B018  raises where there is none
         quantized = quantization_config(
@@ -106,14 +107,12 @@ class Chat:
         """Returns the answer to messages whose last is the user's.
 
         Args:
-            messages: With `role` and `content`; the configured system message is put before them.
+            messages: With `role` and `content`; those without a system message get the configured one.
             on_text: Called with each piece of the answer as it comes.
 
         Raises:
             SftcoreError: They are longer than the model can read.
         """
-        if self.system and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self.system}, *messages]
         prompt = torch.from_numpy(self.encoder.encode_prompt(messages))[None].to(self.device)
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and prompt.shape[1] > limit:
