@@ -21,7 +21,7 @@ from sftcore.train import train
 from sftcore.train.finite import FiniteGuard
 from training import config_of, losses
 
-RARE = " zebra"
+RARE = " music"
 STRIPED = (3, 17, 20, 41)
 
 
