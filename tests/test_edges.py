@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,13 +110,17 @@ def test_what_cannot_be_trained_is_told_in_a_line(
     make_rows(tmp_path / "rows.jsonl", 3)
     (tmp_path / "wrong.yaml").write_text("lerning_rate: 1\n")
     (tmp_path / "latin.yaml").write_bytes("system: \xe9\n".encode("latin-1"))
-    t5 = tmp_path / "t5"
+    t5, bare = tmp_path / "t5", tmp_path / "bare"
     transformers.T5Config(num_layers=1, d_model=8).save_pretrained(t5)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (t5 / name).write_bytes((model / name).read_bytes())
+    shutil.copytree(model, bare)
+    (t5 / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
+    settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+    del settings["chat_template"]
+    for folder in (t5, bare):
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     cases = {
         "no causal language model": ["--model", str(t5)],
-        "pass --template default (for a base model)": ["--template", "auto"],
+        "pass --template default (for a base model)": ["--model", str(bare), "--template", "auto"],
         "--max_length 4096 is out of range": ["--max_length", "4096"],
         'unknown setting "lerning_rate"; did you mean learning_rate?': ["--config", "wrong.yaml"],
         "latin.yaml: not YAML in UTF-8": ["--config", "latin.yaml"],
@@ -152,7 +157,8 @@ def test_prompts_are_read_as_they_were_written(tmp_path: Path) -> None:
     roles = ("user", "assistant", "user", "assistant")
     messages = [{"role": role, "content": ODD} for role in roles]
     rows = [{"query": ODD}, {"messages": messages}]
-    lines.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    text_of_rows = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    lines.write_text(text_of_rows, encoding="utf-8")
     assert read_prompts(lines) == [[{"role": "user", "content": ODD}], messages[:3]]
     for wrong in ({"messages": messages[1:2]}, {"messages": ["hi"]}, {"messages": []}, ["hi"]):
         lines.write_text(json.dumps(wrong))
