@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws the curves of a run only where a test looks at them: they take longer than its few steps."""
+    log = sys.modules.get("sftcore.train.log")
+    if log is not None and request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setattr(log, "draw_curves", lambda history, folder: [])
 
 
 @pytest.fixture(scope="session")
@@ -22,28 +32,18 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def model(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of two layers with the tokenizer and template of SmolLM2."""
-    folder = tmp_path_factory.mktemp("model")
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=49152,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer = shared_data / "tokenizers" / "smollm2"
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((tokenizer / name).read_bytes())
+    """A random Llama of two layers with a small tokenizer, and the chat template of SmolLM2."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from tiny_runs import make_model
+
+    tokenizers = shared_data / "tokenizers"
+    folder = make_model(tmp_path_factory.mktemp("model"), tokenizers / "minimind")
+    own = folder / "tokenizer_config.json"
+    other = json.loads((tokenizers / "smollm2" / own.name).read_text(encoding="utf-8"))
+    config = json.loads(own.read_text(encoding="utf-8"))
+    config["chat_template"] = other["chat_template"]
+    own.write_text(json.dumps(config), encoding="utf-8")
     return folder
 
 

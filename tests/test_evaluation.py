@@ -206,8 +206,7 @@ def test_an_answer_ends_at_its_stop_token_and_with_the_positions_of_the_model(mo
     prompt = chat.encoder.encode_prompt([{"role": "user", "content": "Hi"}]).tolist()
     (whole,) = generate_answers(chat.model, [prompt], chat.generation, batch_size=1, seed=0)
     assert len(whole) == 10
-    settings = {"max_new_tokens": 10, "temperature": 0.0, "top_p": 1.0, "top_k": 50}
-    generation = generation_config(chat.encoder, repetition_penalty=1.0, **settings)
+    generation = generation_config(chat.encoder, chat.config)
     generation.eos_token_id = [whole[6]]
     end = whole.index(whole[6])
     assert generate_answers(chat.model, [prompt], generation, batch_size=1, seed=0) == [whole[:end]]

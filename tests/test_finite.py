@@ -23,7 +23,7 @@ from sftcore.train.distributed import Engine, World
 from sftcore.train.finite import FiniteGuard
 from training import config_of, losses
 
-RARE = " zebra"
+RARE = " music"
 STRIPED = (3, 17, 20, 41)
 
 

@@ -23,10 +23,7 @@ from sftcore.errors import ConfigError
 
 BASE = ["--model", "m", "--dataset", "d.jsonl"]
 
-# settings that old names stand for and that are not there yet; each goes when its setting comes
-MISSING = {"loss_scale"}
-
-# every flag of the two generations that is still the name of a setting, or will be
+# every flag of the two generations that is still the name of a setting
 TODAY = """
 model dataset val_dataset split_dataset_ratio streaming stopping_strategy shuffle_buffer_size columns template
 system max_length truncation_strategy packing packing_length padding_free torch_dtype attn_impl quant_method
@@ -68,7 +65,7 @@ def flags(*words: str, command: str = "train", config: Any = TrainConfig) -> Any
 
 def test_every_flag_of_both_generations_is_known() -> None:
     settings = set(settings_of(TrainConfig))
-    assert {name for name in TODAY.split() if name not in settings} <= MISSING
+    assert {name for name in TODAY.split() if name not in settings} == set()
     assert {name for name in OLD.split() if name not in TRAIN.all() | settings} == set()
     unknown = {name for name in INFER.split() if name not in COMMANDS["InferConfig"].all()}
     assert unknown == set()
@@ -87,19 +84,11 @@ def test_every_old_name_stands_for_a_setting_that_is_there() -> None:
         names = COMMANDS[command]
         targets = {*names.renamed.values(), *names.values}
         for old, convert_value in names.converted.items():
-            targets |= set(convert_value("4" if old == "quantization_bit" else "true"))
-        missing = targets - settings - set(arguments_of_trainer())
-        if config is InferConfig:
-            # an answer by quantized weights is not offered yet, and is refused by the new name
-            missing -= {"quant_bits", "quant_method"}
-        assert missing <= MISSING, command
-        # an old name that is a setting would never be looked up, but for those told apart by their value
-        assert not (names.all() & settings) - {
-            "freeze_parameters",
-            "ignore_data_skip",
-            "loss_scale",
-        }
-    assert not MISSING & set(settings_of(TrainConfig)), "remove these from MISSING"
+            values = {"quantization_bit": "4", "loss_scale": "all", "use_loss_scale": "false"}
+            targets |= set(convert_value(values.get(old, "true")))
+        assert targets - settings - set(arguments_of_trainer()) == set(), command
+        # an old name that is a setting would never be looked up, but for the one told apart by its value
+        assert names.all() & settings <= {"freeze_parameters"}
 
 
 def test_every_argument_of_the_trainer_is_a_setting_handed_on_noted_or_refused() -> None:
@@ -220,6 +209,18 @@ def test_every_argument_of_the_trainer_is_a_setting_handed_on_noted_or_refused()
             {"training_arguments": '{"torch_empty_cache_steps": 5, "ddp_timeout": 9, "full_determinism": true}'},
             "",
         ),
+        (["--loss_scale", "default"], {"train_on": "assistant"}, "--loss_scale default needs nothing here"),
+        (["--loss_scale", "last_round"], {"train_on": "last"}, "--loss_scale last_round is now --train_on last"),
+        (["--loss_scale", "all"], {"train_on": "all"}, "--train_on all"),
+        (
+            ["--loss_scale", "last_round+ignore_empty_think"],
+            {"train_on": "last", "ignore_empty_think": True},
+            "is now --train_on last --ignore_empty_think true",
+        ),
+        (["--use_loss_scale", "false"], {}, "--use_loss_scale false needs nothing here"),
+        (["--resume_from_checkpoint", "true"], {"resume_from_checkpoint": "last"}, "true is now last"),
+        (["--resume_from_checkpoint", "False"], {"resume_from_checkpoint": None}, "False needs nothing here"),
+        (["--quant_bits", "8"], {"weight_bits": 8}, ""),
         (["--no_cuda", "true"], {"training_arguments": '{"use_cpu": true}'}, "--use_cpu true"),
     ],
 )  # fmt: skip
@@ -257,6 +258,10 @@ def test_an_old_flag_is_its_setting_with_a_line_of_notice(
         (["--training_arguments", '{"seed": 1}'], "--training_arguments seed is a setting; pass --seed"),
         (["--training_arguments", "sed=1"], "--training_arguments sed is no argument of TrainingArguments"),
         (["--training_arguments", "use_cache=true"], "--training_arguments use_cache has no effect: a cache"),
+        (["--loss_scale", "react"], "--loss_scale react is not taken: weights by rules for parts of an answer"),
+        (["--loss_scale", "all+hermes"], "--loss_scale hermes is not taken"),
+        (["--use_loss_scale"], '("loss_scale": 2.0 or "loss": false beside the content of a message)'),
+        (["--loss_scale", "all", "--train_on", "last"], "--train_on and --loss_scale say the same"),
         (["--galore_rank", "4"], "--galore_rank has no effect without --use_galore true"),
         (["--val_dataset_sample", "4"], "--val_dataset_sample has no effect without --val_dataset"),
     ],
@@ -300,6 +305,13 @@ def test_a_file_takes_old_names_and_flags_stand_before_them(
     assert (built.model, built.tuner_type, built.adam_epsilon) == ("m", "full", 1e-6)
 
 
+def test_a_bare_true_in_a_file_resumes_from_the_last_checkpoint(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    for written, meant in {"true": "last", "false": None, "auto": "auto", "null": None}.items():
+        file.write_text(f"model: m\ndataset: d\nresume_from_checkpoint: {written}\n")
+        assert flags("--config", str(file)).resume_from_checkpoint == meant
+
+
 def test_inference_and_merging_take_old_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,6 +331,11 @@ def test_inference_and_merging_take_old_names(
     assert (config.temperature, config.top_k) == (0.3, 20)
     config = infer("--ckpt_dir", str(whole), "--infer_backend", "pt", "--do_sample", "false")
     assert (config.adapters, config.model, config.temperature) == (None, str(whole), 0.0)
+    config = infer("--model", "m", "--quantization_bit", "4", "--bnb_4bit_quant_type", "fp4")
+    assert (config.weight_bits, config.bnb_4bit_quant_type) == (4, "fp4")
+    assert infer("--model", "m", "--quant_bits", "0").weight_bits is None
+    with pytest.raises(ConfigError, match="--bnb_4bit_quant_type has no effect without"):
+        infer("--model", "m", "--quant_bits", "8", "--bnb_4bit_quant_type", "fp4")
     config = infer("--model_type", "smollm2-135m", "--custom_val_dataset_path", "q.jsonl")
     assert (config.model, config.prompts) == ("smollm2-135m", "q.jsonl")
     for words in (["--infer_backend", "vllm"], ["--load_dataset_config", "true"]):

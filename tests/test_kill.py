@@ -71,13 +71,17 @@ def test_a_run_killed_ten_times_equals_the_uninterrupted_one(model: Path, tmp_pa
         "checkpoint-39",
         "checkpoint-40",
     ]
-    assert list(run.glob(".*")) == []
+    # a lock that a killed run held keeps nobody out, and nothing says that it is held
+    assert [path.name for path in run.glob(".*")] == [".lock"]
 
 
 def test_signals_to_the_command_give_exit_codes_and_whole_checkpoints(
     model: Path, tmp_path: Path
 ) -> None:
     found, said = scenario("strike_the_command", model, tmp_path, 40)
+    second = found.pop("second run")
+    assert second["status"] == 2
+    assert f"{tmp_path / 'SIGTERM'} is in use by another run (process {second['first']} on" in said
     for name, code in (("SIGTERM", 143), ("SIGINT", 130)):
         assert found[name]["status"] == code, said
         last = found[name]["steps"][-1]

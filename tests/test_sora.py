@@ -21,13 +21,14 @@ from sftcore.export import merge
 from sftcore.train.parameters import parameter_groups
 from sftcore.tuners import learning_rate_factors
 from sftcore.tuners.sora import soft_threshold
+from tiny_runs import make_model
 from training import config_of, losses
-from tuned import logits_of, make_model, tune
+from tuned import logits_of, tune
 
 
 @pytest.fixture(scope="module")
 def model(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model"), shared_data)
+    return make_model(tmp_path_factory.mktemp("model"), shared_data / "tokenizers" / "minimind")
 
 
 def settings_of(model: Path, rows: Path, output: Path, **settings: Any) -> TrainConfig:

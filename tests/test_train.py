@@ -120,49 +120,6 @@ def test_the_weights_of_messages_weigh_their_losses(
     assert losses(train(config)) == pytest.approx(expected, rel=1e-4)
 
 
-def test_losses_do_not_depend_on_how_a_global_batch_is_cut(
-    model: Path, rows: Path, tmp_path: Path
-) -> None:
-    runs = [
-        losses(
-            train(
-                config_of(
-                    model,
-                    rows,
-                    tmp_path / f"{batch_size}",
-                    per_device_train_batch_size=batch_size,
-                    gradient_accumulation_steps=16 // batch_size,
-                    gradient_checkpointing=batch_size == 4,
-                )
-            )
-        )
-        for batch_size in (1, 4, 16)
-    ]
-    assert runs[1] == pytest.approx(runs[0], rel=1e-4)
-    assert runs[2] == pytest.approx(runs[0], rel=1e-4)
-
-
-def test_a_resumed_run_equals_the_uninterrupted_one(
-    model: Path, rows: Path, tmp_path: Path
-) -> None:
-    whole = config_of(
-        model,
-        rows,
-        tmp_path / "whole",
-        tuner_type="lora",
-        save_steps=3,
-        num_train_epochs=2,
-        per_device_train_batch_size=4,
-        save_total_limit=None,
-    )
-    expected = losses(train(whole))
-    checkpoint = tmp_path / "whole" / "checkpoint-3"
-    resumed = replace(
-        whole, output_dir=str(tmp_path / "resumed"), resume_from_checkpoint=str(checkpoint)
-    )
-    assert losses(train(resumed))[-len(expected) + 3 :] == expected[3:]
-
-
 def test_evaluation_is_the_token_mean_of_the_held_out_rows(
     model: Path, rows: Path, tmp_path: Path
 ) -> None:
@@ -193,6 +150,7 @@ def test_evaluation_is_the_token_mean_of_the_held_out_rows(
     assert shown[-1] == pytest.approx(total / count, rel=1e-4)
 
 
+@pytest.mark.pictures
 def test_a_run_writes_what_it_promises(model: Path, rows: Path, tmp_path: Path) -> None:
     config = config_of(model, rows, tmp_path, tuner_type="lora", max_steps=3, add_version=True)
     result = train(config)

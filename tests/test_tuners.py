@@ -15,9 +15,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
-from sftcore.config import MergeConfig, TrainConfig
+from sftcore.config import InferConfig, MergeConfig, TrainConfig
 from sftcore.errors import ConfigError
 from sftcore.export import merge
+from sftcore.infer.generate import Chat
 from sftcore.train.parameters import parameter_groups
 from sftcore.tuners import (
     apply_tuner,
@@ -25,8 +26,9 @@ from sftcore.tuners import (
     describe_parameters,
     learning_rate_factors,
 )
+from tiny_runs import make_model
 from training import config_of, losses
-from tuned import logits_of, make_model, tune
+from tuned import logits_of, tune
 
 PROJECTIONS = "(q|k|v|o|gate|up|down)_proj"
 LORA = rf"layers\.\d\.\w+\.{PROJECTIONS}\.lora_[AB]\.default\.weight$"
@@ -91,13 +93,14 @@ def rows(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model"), shared_data)
+    return make_model(tmp_path_factory.mktemp("model"), shared_data / "tokenizers" / "minimind")
 
 
 def settings_of(model: Path, rows: Path, output: Path, **settings: Any) -> TrainConfig:
     given: dict[str, Any] = {
         "tuner_type": "lora",
         "max_steps": 6,
+        "save_steps": 6,
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 1,
         "learning_rate": 2e-2,
@@ -329,16 +332,16 @@ def test_a_name_that_fits_nothing_is_refused(
         ({"init_weights": "pisa"}, "--init_weights pisa is unknown; expected one of true"),
         ({"init_weights": "pissa", "use_dora": True}, "exclude each other"),
         ({"init_weights": "orthogonal", "lora_rank": 3}, "--lora_rank 3 is odd"),
-        ({"init_weights": "loftq"}, "has no effect without --quant_method bnb --quant_bits 4"),
+        ({"init_weights": "loftq"}, "has no effect without --quant_bits 4"),
         ({"tuner_type": "sora", "init_weights": "olora"}, "has no effect with --tuner_type sora"),
         ({"target_regex": "["}, "--target_regex [ is no regular expression"),
         ({"target_regex": "a", "target_modules": ["q_proj"]}, "exclude each other"),
         ({"tuner_type": "adalora", "adalora_target_r": 13}, "at most --adalora_init_r 12"),
-        ({"quant_bits": 4}, "--quant_bits has no effect without --quant_method bnb"),
-        ({"quant_method": "bnb", "quant_bits": 3}, "expected 4 or 8"),
+        ({"quant_method": "bnb", "quant_bits": 0}, "has no effect with --quant_bits 0"),
+        ({"quant_bits": 3}, "--quant_bits 3 is out of range: expected 4, 8 or 0"),
         ({"quant_method": "bnb", "quant_bits": 8, "bnb_4bit_quant_type": "fp4"}, "has no effect"),
         ({"quant_method": "bnb", "tuner_type": "full"}, "cannot be used with --tuner_type full"),
-        ({"quant_method": "bnb", "init_weights": "pissa"}, "which --quant_method bnb then rounds"),
+        ({"quant_method": "bnb", "init_weights": "pissa"}, "which --quant_bits 4 then rounds"),
     ],
 )
 def test_a_setting_without_effect_is_refused(
@@ -387,10 +390,10 @@ def test_an_adapter_is_trained_beside_quantized_weights(
 ) -> None:
     import bitsandbytes
 
-    config = settings_of(model, rows, tmp_path, quant_method="bnb", **settings)
+    config = settings_of(model, rows, tmp_path, **settings)
     tuned = tune(config)
     assert tuned.losses[1] < tuned.losses[0]
-    kind = bitsandbytes.nn.Linear8bitLt if config.quant_bits == 8 else bitsandbytes.nn.Linear4bit
+    kind = bitsandbytes.nn.Linear8bitLt if config.weight_bits == 8 else bitsandbytes.nn.Linear4bit
     layer = tuned.model.base_model.model.model.layers[0].self_attn.q_proj
     assert isinstance(layer.get_base_layer(), kind)
     assert tuned.changed() == tuned.trained()
@@ -412,6 +415,36 @@ def test_loftq_starts_nearer_to_the_original_weights(
         tuned = apply_tuner(load_quantized(model, config), config)
         distances.append(float((logits_of(tuned) - expected).norm()))
     assert distances[1] < 0.9 * distances[0]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="needs the package bitsandbytes"
+)
+def test_inference_quantizes_the_base_as_training_did(
+    model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import bitsandbytes
+
+    tuned = tune(settings_of(model, rows, tmp_path, quant_bits=4, bnb_4bit_quant_type="fp4"))
+    capsys.readouterr()
+
+    def layer_of(**settings: Any) -> tuple[Any, Any]:
+        chat = Chat(InferConfig(**settings))
+        base = chat.model.get_base_model() if "adapters" in settings else chat.model
+        layer = base.model.layers[0].self_attn.q_proj
+        return chat, layer.get_base_layer() if "adapters" in settings else layer
+
+    checkpoint = str(tuned.checkpoint)
+    chat, layer = layer_of(adapters=checkpoint)
+    assert isinstance(layer, bitsandbytes.nn.Linear4bit)
+    assert layer.weight.quant_type == "fp4"
+    assert "weights are loaded in 4 bits, as when" in capsys.readouterr().err
+    torch.testing.assert_close(logits_of(chat.model), logits_of(tuned.model), rtol=1e-3, atol=1e-4)
+    chat, layer = layer_of(adapters=checkpoint, quant_bits=0)
+    assert type(layer) is torch.nn.Linear
+    _, layer = layer_of(model=str(model), quant_bits=8)
+    assert isinstance(layer, bitsandbytes.nn.Linear8bitLt)
+    assert capsys.readouterr().err == ""
 
 
 def load_quantized(model: Path, config: TrainConfig) -> Any:

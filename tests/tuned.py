@@ -9,7 +9,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import transformers
 from torch import Tensor
 
 from sftcore.config import TrainConfig
@@ -91,25 +90,3 @@ def first_row(model: str, rows: str) -> Tensor:
     """The tokens of the first of the rows."""
     line = Path(rows).read_text(encoding="utf-8").partition("\n")[0]
     return torch.from_numpy(Encoder.from_pretrained(model).encode(line).input_ids)[None].long()
-
-
-def make_model(folder: Path, shared_data: Path) -> Path:
-    """A random Llama of two layers with 6,400 tokens, so that its head costs little."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=6400,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        source = shared_data / "tokenizers" / "minimind" / name
-        (folder / name).write_bytes(source.read_bytes())
-    return folder

@@ -33,6 +33,12 @@ class SftcoreError(Exception):
         self.pointer = pointer
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what an error of another library says, or its kind where it says nothing."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class RowError(SftcoreError, ValueError):
     """A row of a data file is wrong."""
 

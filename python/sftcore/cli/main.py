@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (SftcoreError, OSError) as error:
         return _fail(error, 1)
+    except ModuleNotFoundError as error:
+        return _fail(_missing(error), 1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -61,6 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         launch.write_error(error, f"rank {os.environ['RANK']}:\n{traceback.format_exc()}")
         return 1
     return 0
+
+
+def _missing(error: ModuleNotFoundError) -> Exception:
+    """Returns what to do where only the data side is installed; the error itself where a module of ours is missing."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "sftcore"):
+        raise error
+    return SftcoreError(
+        f'this command needs the package {package}, which is not installed; run pip install "sftcore[train]"'
+    )
 
 
 def _fail(error: Exception, code: int) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sftcore.config.ranges import check_range
+from sftcore.config.generation import GenerationConfig
+from sftcore.config.quantization import QuantizationConfig
+from sftcore.config.ranges import check_seed
 from sftcore.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferConfig:
+class InferConfig(GenerationConfig, QuantizationConfig):
     """Inference. Which model answers what, and how."""
 
     model: str | None = None
@@ -24,43 +26,26 @@ class InferConfig:
     output: str | None = None
     """Where the answers to --prompts go, as jsonl; printed where not given."""
     system: str | None = None
-    """A system message."""
+    """A system message; that of the training where not given, '' for none."""
     template: str = "auto"
     """The chat template: auto (the checkpoint's own), a packaged name, or a .jinja file."""
     torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The dtype of the weights; auto is bfloat16 on a GPU that has it, else float32."""
-    max_new_tokens: int = 512
-    """The longest answer, in tokens."""
-    temperature: float = 0.0
-    """0 always takes the likeliest token; higher draws more freely."""
-    top_p: float = 1.0
-    """Draws among the likeliest tokens that together have this probability."""
-    top_k: int = 50
-    """Draws among this many likeliest tokens; 0 among all."""
-    repetition_penalty: float = 1.0
-    """Above 1, tokens that occurred become less likely."""
+    trust_remote_code: bool = False
+    """Runs Python code that comes with the model; read it first."""
     seed: int = 42
     """Decides the draws."""
 
     def __post_init__(self) -> None:
+        self._check_generation()
+        self._check_quantization()
+        check_seed("seed", self.seed)
         if self.model is None and self.adapters is None:
             raise ConfigError("--model is missing: name a model, or a checkpoint with --adapters")
         if self.prompt is not None and self.prompts is not None:
             raise ConfigError("--prompt and --prompts exclude each other")
         if self.output is not None and self.prompts is None:
             raise ConfigError("--output has no effect without --prompts")
-        check_range(
-            "max_new_tokens", self.max_new_tokens, "1 or more", holds=self.max_new_tokens >= 1
-        )
-        check_range("temperature", self.temperature, "a number >= 0", holds=self.temperature >= 0)
-        check_range("top_p", self.top_p, "0 < number <= 1", holds=0 < self.top_p <= 1)
-        check_range("top_k", self.top_k, "0 or more", holds=self.top_k >= 0)
-        check_range(
-            "repetition_penalty",
-            self.repetition_penalty,
-            "a number > 0",
-            holds=self.repetition_penalty > 0,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,5 +60,7 @@ class MergeConfig:
     """The base model; the one the checkpoint names where not given."""
     torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The dtype of the merged weights; auto is that of the base model."""
+    trust_remote_code: bool = False
+    """Runs Python code that comes with the model; read it first."""
     overwrite: bool = False
     """Replaces an output folder that is not empty."""

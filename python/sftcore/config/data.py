@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sftcore.config.ranges import check_effects, check_least, check_share
+from sftcore.config.ranges import check_effects, check_least, check_seed, check_share
 from sftcore.errors import ConfigError
 
 
@@ -96,6 +96,7 @@ class DataConfig:
         check_least(self, 2, "max_length")
         check_least(self, 1, "num_threads", "shuffle_buffer_size", "tokens_per_batch")
         check_share(self, "split_dataset_ratio")
+        check_seed("data_seed", self.data_seed)
         for name in ("model_name", "model_author"):
             if len(getattr(self, name)) > 2:
                 raise ConfigError(f"--{name} takes one name, or a Chinese and an English one")
@@ -118,6 +119,8 @@ class DataConfig:
             "quarantine": (self.on_bad_row == "quarantine", "--on_bad_row quarantine"),
             "max_bad_rows": (self.on_bad_row != "raise", "--on_bad_row skip or quarantine"),
             "shuffle_buffer_size": (self.streaming, "--streaming true"),
+            # held-out rows are told by what is in them, so that none is on both sides
+            "overlap": (bool(self.val_dataset), "--val_dataset"),
         }
         check_effects(self, DataConfig, needed)
         if has_mix and len(self.mix) != len(self.dataset):
@@ -125,7 +128,7 @@ class DataConfig:
                 f"--mix has {len(self.mix)} shares for {len(self.dataset)} data sets; expected one each"
             )
         if self.streaming:
-            for name in ("dedup", "mix_by", "hash_whole_files"):
+            for name in ("dedup", "mix_by", "overlap", "hash_whole_files"):
                 if getattr(self, name) != getattr(DataConfig, name):
                     raise ConfigError(f"--{name} needs an index of the data; leave out --streaming")
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sftcore.config.ranges import check_effects, check_least, check_positive, check_range
+from sftcore.config.generation import GenerationConfig
+from sftcore.config.ranges import check_effects, check_least, check_range
 from sftcore.errors import ConfigError
-
-# what only matters where text is generated
-_GENERATION = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(GenerationConfig):
     """Evaluation. What is measured on rows that are not trained, when, and what follows from it."""
 
     eval_strategy: Literal["steps", "epoch", "no"] = "steps"
@@ -46,16 +44,6 @@ class EvaluationConfig:
     """Prompts answered and shown at each evaluation: texts, or files of prompts (.txt, .jsonl)."""
     num_sample_generations: int | None = None
     """How many of --sample_prompts, else of the evaluation rows, are answered and shown at each evaluation."""
-    max_new_tokens: int = 512
-    """The longest generated answer, in tokens."""
-    temperature: float = 0.0
-    """0 always takes the likeliest token; higher draws more freely, alike at each evaluation."""
-    top_p: float = 1.0
-    """Draws among the likeliest tokens that together have this probability."""
-    top_k: int = 50
-    """Draws among this many likeliest tokens; 0 among all."""
-    repetition_penalty: float = 1.0
-    """Above 1, tokens that occurred become less likely."""
 
     @property
     def generates(self) -> bool:
@@ -81,10 +69,7 @@ class EvaluationConfig:
         """
         check_least(self, 1, "eval_steps", "per_device_eval_batch_size", "early_stop_interval")
         check_least(self, 0, "eval_delay", "early_stopping_threshold", "num_sample_generations")
-        check_least(self, 1, "max_new_tokens")
-        check_least(self, 0, "temperature", "top_k")
-        check_positive(self, "repetition_penalty")
-        check_range("top_p", self.top_p, "0 < number <= 1", holds=0 < self.top_p <= 1)
+        self._check_generation()
         is_right = self.predict_rows == -1 or self.predict_rows >= 1
         check_range("predict_rows", self.predict_rows, "1 or more, or -1", holds=is_right)
         if self.sample_prompts and self.num_sample_generations == 0:
@@ -98,16 +83,15 @@ class EvaluationConfig:
         )
         if self.eval_strategy == "no":
             evaluates = False, "evaluation: leave out --eval_strategy no"
-        always = ("eval_strategy", *_GENERATION)
-        names = [name for name in EvaluationConfig.__dataclass_fields__ if name not in always]
-        check_effects(self, EvaluationConfig, dict.fromkeys(names, evaluates))
-        generates = "--predict_with_generate true or --num_sample_generations"
-        draws = self.temperature > 0, "--temperature above 0"
+        of_answers = GenerationConfig.__dataclass_fields__
+        names = EvaluationConfig.__dataclass_fields__.keys() - {"eval_strategy", *of_answers}
+        check_effects(self, EvaluationConfig, dict.fromkeys(sorted(names), evaluates))
+        generates = self.generates, "--predict_with_generate true or --num_sample_generations"
+        check_effects(self, GenerationConfig, dict.fromkeys(of_answers, generates))
         check_effects(
             self,
             EvaluationConfig,
             {
-                **dict.fromkeys(_GENERATION, (self.generates, generates)),
                 "eval_steps": (self.eval_strategy == "steps", "--eval_strategy steps"),
                 "early_stopping_threshold": (
                     self.early_stop_interval is not None,
@@ -116,4 +100,3 @@ class EvaluationConfig:
                 "predict_rows": (self.predict_with_generate, "--predict_with_generate true"),
             },
         )
-        check_effects(self, EvaluationConfig, {"top_p": draws, "top_k": draws})

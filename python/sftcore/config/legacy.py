@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sftcore.config import training_arguments as transformers
+from sftcore.errors import ConfigError
 
 _DTYPES = {"AUTO": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _HUB = "sending models to a hub"
@@ -60,6 +61,29 @@ def _quantization(value: Any) -> dict[str, Any]:
     if str(value) == "0":
         return {}
     return {"quant_method": "bnb", "quant_bits": value}
+
+
+# the parts of --loss_scale that say which tokens are trained; the others weigh them by rules
+_LOSS_SCALES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "last_round": {"train_on": "last"},
+    "all": {"train_on": "all"},
+    "ignore_empty_think": {"ignore_empty_think": True},
+}
+
+
+def _loss_scale(value: Any) -> dict[str, Any]:
+    parts = value if isinstance(value, list) else str(value).split("+")
+    found: dict[str, Any] = {}
+    for part in parts:
+        if part not in _LOSS_SCALES:
+            raise ConfigError(
+                f"--loss_scale {part} is not taken: weights by rules for parts of an answer; expected "
+                f"{', '.join(_LOSS_SCALES)}, some of these joined by +, or weights in the rows themselves "
+                '("loss_scale": 2.0 or "loss": false beside the content of a message)'
+            )
+        found |= _LOSS_SCALES[part]
+    return found
 
 
 def _checkpoint(value: Any) -> dict[str, Any]:
@@ -127,6 +151,7 @@ TRAIN = Names(
         "deepspeed": {"default-zero2": "zero2", "default-zero3": "zero3"},
         "target_modules": {"ALL": "all-linear", "AUTO": "DEFAULT"},
         "acc_strategy": {"sentence": "seq"},
+        "resume_from_checkpoint": {"true": "last", "false": None},
         "lr_scheduler_type": {
             "wsd": "warmup_stable_decay",
             "cosine_with_hard_restarts": "cosine_with_restarts",
@@ -134,7 +159,9 @@ TRAIN = Names(
     },
     converted={
         "use_flash_attn": _FLASH,
-        "use_loss_scale": _when("loss_scale", "react"),
+        "loss_scale": _loss_scale,
+        # the scheme of the first versions is called react in later ones
+        "use_loss_scale": lambda value: _loss_scale("react" if is_true(value) else "default"),
         "quantization_bit": _quantization,
         "bf16": _when("torch_dtype", "bfloat16"),
         "fp16": _when("torch_dtype", "float16"),
@@ -191,7 +218,6 @@ TRAIN = Names(
         "model_revision": ("a revision of a model", (None, "", "master", "main")),
         "external_plugins": ("plug-ins", (None, "", [])),
         "custom_register_path": ("plug-ins", (None, "", [])),
-        "loss_scale": ("weights by rules for parts of an answer", (None, "default")),
         "dataset_shuffle": ("an order that is not shuffled", (None, True)),
         "train_dataloader_shuffle": ("an order that is not shuffled", (None, True)),
     },
@@ -220,7 +246,7 @@ INFER = Names(
         "tuner_type": "the checkpoint says what kind of tuner it is",
         "tuner_backend": "adapters are PEFT's",
         "eval_human": "a chat starts where no prompts are given",
-        "stream": "a chat streams, and a file of answers is written line by line",
+        "stream": "a chat streams, and answers to a file of prompts are printed as they come",
         "merge_lora": "an adapter answers as its merged model does; sftcore merge writes that",
         "ignore_args_error": "an unknown flag is an error, also in a notebook",
         "max_length": "a prompt is never cut",

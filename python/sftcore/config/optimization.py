@@ -12,12 +12,15 @@ from sftcore.config.ranges import (
     check_least,
     check_positive,
     check_range,
+    check_seed,
     check_share,
 )
 from sftcore.errors import ConfigError
 
+# these follow an evaluation metric instead of the steps
+MEASURED = ("reduce_lr_on_plateau", "greedy")
 # these take no warm-up: the learning rate never rises, or follows what is measured
-_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+_WITHOUT_WARMUP = ("constant", *MEASURED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,7 @@ class OptimizationConfig:
         check_positive(self, "learning_rate", "num_train_epochs", "neftune_noise_alpha")
         check_least(self, 0, "weight_decay", "max_grad_norm", "adam_epsilon", "warmup_steps")
         check_share(self, "adam_beta1", "adam_beta2", "warmup_ratio")
+        check_seed("seed", self.seed)
         is_right = self.max_steps == -1 or self.max_steps >= 1
         check_range("max_steps", self.max_steps, "1 or more, or -1", holds=is_right)
         is_whole = self.warmup_steps < 1 or self.warmup_steps % 1 == 0

@@ -35,6 +35,12 @@ def check_share(config: Any, *names: str) -> None:
         check_range(name, value, "0 <= number < 1", holds=0 <= value < 1)
 
 
+def check_seed(name: str, value: int | None) -> None:
+    """Raises a ConfigError where a seed is given that not all generators of random numbers take."""
+    holds = value is None or 0 <= value < 2**32
+    check_range(name, value, "0 to 4294967295", holds=holds)
+
+
 def check_effects(config: Any, home: type, needed: dict[str, tuple[bool, str]]) -> None:
     """Raises a ConfigError where a setting is not at its default and what it needs is not there.
 

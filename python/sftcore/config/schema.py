@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -103,8 +104,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no such configuration file")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML in UTF-8: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, found {type(values).__name__}")
     return {str(name).replace("-", "_"): value for name, value in values.items()}
@@ -186,7 +187,7 @@ def _convert_one(setting: Setting, value: Any, origin: str) -> Any:
     elif not isinstance(value, bool):
         try:
             number = float(value)
-            if setting.kind is float:
+            if setting.kind is float and math.isfinite(number):
                 return number
             if number.is_integer():
                 return int(number)

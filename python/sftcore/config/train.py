@@ -12,7 +12,7 @@ from sftcore.config.finite import FiniteConfig
 from sftcore.config.loss import LossConfig
 from sftcore.config.memory import MemoryConfig
 from sftcore.config.model import ModelConfig
-from sftcore.config.optimization import OptimizationConfig
+from sftcore.config.optimization import MEASURED, OptimizationConfig
 from sftcore.config.output import OutputConfig
 from sftcore.config.parallel import ParallelConfig
 from sftcore.config.quantization import QuantizationConfig
@@ -43,31 +43,40 @@ class TrainConfig(
     def __post_init__(self) -> None:
         self._check_data()
         self._check_tuner()
-        self._check_quantization(self)
+        self._check_quantization()
+        self._check_quantized_tuner(self)
         self._check_optimization()
         self._check_loss()
         self._check_memory()
         self._check_parallel()
-        self._check_evaluation(has_rows=bool(self.val_dataset) or self.holds_out)
+        has_rows = bool(self.val_dataset) or self.holds_out
+        self._check_evaluation(has_rows=has_rows)
         self._check_checkpoints()
         self._check_output()
-        if self.save_strategy == "best" and not (self.val_dataset or self.split_dataset_ratio):
-            raise ConfigError(
-                "--save_strategy best needs evaluation rows: pass --val_dataset or --split_dataset_ratio"
-            )
+        for name in ("save_strategy", "lr_scheduler_type"):
+            value = getattr(self, name)
+            if value in (*MEASURED, "best") and not (has_rows and self.eval_strategy != "no"):
+                raise ConfigError(
+                    f"--{name} {value} follows an evaluation, and there is none: pass --val_dataset or "
+                    "--split_dataset_ratio, and leave out --eval_strategy no"
+                )
         self._check_trainer()
         if self.tokens_per_batch and self.per_device_train_batch_size != 1:
             raise ConfigError(
                 "--tokens_per_batch and --per_device_train_batch_size exclude each other"
             )
-        if self.eval_strategy == "no":
-            ratio = default_of(DataConfig, "split_dataset_ratio")
-            for name, is_given in {
-                "val_dataset": bool(self.val_dataset),
-                "split_dataset_ratio": self.split_dataset_ratio not in (0, ratio),
-            }.items():
-                if is_given:
-                    raise ConfigError(f"--{name} has no effect with --eval_strategy no")
+        is_split = self.split_dataset_ratio not in (
+            0,
+            default_of(DataConfig, "split_dataset_ratio"),
+        )
+        for name, is_given, other, has_other in (
+            ("val_dataset", self.val_dataset, "eval_strategy no", self.eval_strategy == "no"),
+            ("split_dataset_ratio", is_split, "eval_strategy no", self.eval_strategy == "no"),
+            ("split_dataset_ratio", is_split, "val_dataset", self.val_dataset),
+            ("split_dataset_ratio", is_split, "streaming true", self.streaming),
+        ):
+            if is_given and has_other:
+                raise ConfigError(f"--{name} has no effect with --{other}")
         if self.streaming and self.eval_strategy == "epoch":
             raise ConfigError("--streaming knows no end of an epoch; set --eval_strategy steps")
         if self.streaming and self.test_oom:

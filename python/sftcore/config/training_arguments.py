@@ -55,7 +55,6 @@ NEEDLESS = {
     "overwrite_output_dir": "a run writes into a folder of its own (--add_version)",
     "logging_dir": "TensorBoard writes into runs in the folder of the run",
     "save_safetensors": "weights are saved as safetensors",
-    "ignore_data_skip": "the loader goes on by its own state, nothing is replayed",
     "include_tokens_per_second": "tokens per second are shown",
     "fp16_backend": "torch has one",
     "half_precision_backend": "torch has one",

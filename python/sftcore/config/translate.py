@@ -105,7 +105,8 @@ def _value(names: Names, setting: str, shown: str | None, value: Any) -> Any:
     if now == items:
         return value
     if shown:
-        _note(f"--{shown} {_shown(value)} is now {_shown(now)}")
+        became = "needs nothing here" if now == [None] else f"is now {_shown(now)}"
+        _note(f"--{shown} {_shown(value)} {became}")
     return now if isinstance(value, list) else now[0]
 
 

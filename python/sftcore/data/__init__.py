@@ -9,7 +9,8 @@ from __future__ import annotations
 from sftcore._core import __version__
 from sftcore.data.encoder import Encoder, Example, load_template
 from sftcore.data.ledger import LedgerEntry, append_ledger, read_ledger
-from sftcore.data.loader import BatchLoader, Overlap, Split
+from sftcore.data.loader import BatchLoader, Split
+from sftcore.data.plan import Overlap
 from sftcore.data.registry import DatasetEntry, Registry, register_dataset
 from sftcore.data.rewrite import ModelNames
 from sftcore.data.show import RenderedRow, render_rows

@@ -266,7 +266,10 @@ class Encoder:
         """
         source = self._core.chat_template
         if source is None:
-            raise TemplateError(f"{self.folder}: the tokenizer has no chat template")
+            raise TemplateError(
+                f"{self.folder}: the tokenizer has no chat template; pass --template default (for a base model), "
+                "--template chatml or a .jinja file"
+            )
         return source
 
     @property

@@ -19,25 +19,33 @@ from sftcore.data import Encoder
 from sftcore.data.run import save_tokenizer
 from sftcore.errors import ConfigError
 from sftcore.infer.generate import base_of
-from sftcore.models import quieten
+from sftcore.models import load_settings, quieten
 
 
 def merge(config: MergeConfig) -> Path:
     """Merges as `config` says and returns the folder, which appears whole or not at all.
 
     Raises:
-        ConfigError: The checkpoint is none, or the output folder is not empty.
+        ConfigError: The checkpoint is none, or the output folder is not empty or holds what is merged.
     """
     quieten()
     adapters = Path(config.adapters)
     base = base_of(adapters, config.model)
     output = Path(config.output_dir or f"{adapters}-merged")
+    for name, kept in (("--adapters", adapters), ("its base model", base)):
+        if kept.resolve().is_relative_to(output.resolve()):
+            raise ConfigError(
+                f"--output_dir {output} holds {name} ({kept}), which it would replace; expected another folder"
+            )
     if output.exists() and any(output.iterdir()) and not config.overwrite:
         raise ConfigError(
             f"--output_dir {output} is not empty; pass --overwrite true or another folder"
         )
+    load_settings(base, trust_remote_code=config.trust_remote_code)
     dtype = "auto" if config.torch_dtype == "auto" else getattr(torch, config.torch_dtype)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=dtype, trust_remote_code=config.trust_remote_code
+    )
     merged = merged_model(PeftModel.from_pretrained(model, adapters))
     encoder = Encoder.from_pretrained(adapters if (adapters / "tokenizer.json").is_file() else base)
     output.parent.mkdir(parents=True, exist_ok=True)

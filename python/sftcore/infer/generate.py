@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from transformers.generation.streamers import BaseStreamer
 
 from sftcore.config import InferConfig
+from sftcore.config.quantization import QuantizationConfig
 from sftcore.data import Encoder
 from sftcore.data.prompts import Message
-from sftcore.errors import ConfigError
-from sftcore.models import load_model, quieten, resolve_model
-from sftcore.models.generation import generation_config
+from sftcore.errors import ConfigError, SftcoreError
+from sftcore.models import load_model, load_settings, pick_dtype, quieten, resolve_model
+from sftcore.models.generation import generation_config, within_positions
+from sftcore.models.quantization import quantization_config
 from sftcore.train.output import read_args
 
 
@@ -39,6 +44,21 @@ def base_of(adapters: Path, given: str | None) -> Path:
     return resolve_model(str(name))
 
 
+def quantization_of(config: InferConfig, adapters: Path | None) -> QuantizationConfig:
+    """Returns how weights are quantized: as the settings say, else as they were when the adapter was trained."""
+    names = [field.name for field in fields(QuantizationConfig)]
+    is_given = any(getattr(config, name) != getattr(QuantizationConfig, name) for name in names)
+    then = read_args(adapters) if adapters else {}
+    trained = QuantizationConfig(**{name: then[name] for name in names if name in then})
+    if is_given or trained.weight_bits is None:
+        return config
+    _say(
+        f"note: weights are loaded in {trained.weight_bits} bits, as when {adapters} was trained; --quant_bits 0 loads "
+        "them whole"
+    )
+    return trained
+
+
 class Chat:
     """A loaded model that answers conversations."""
 
@@ -48,29 +68,38 @@ class Chat:
         folder = base_of(adapters, config.model) if adapters else resolve_model(str(config.model))
         # a checkpoint carries the tokenizer and the template that its training used
         home = adapters if adapters and (adapters / "tokenizer.json").is_file() else folder
+        # what training rendered, inference renders
+        then = read_args(home)
+        system = then.get("system") if config.system is None else config.system
         self.encoder = Encoder.from_pretrained(
             home,
             template=config.template,
-            # what training rendered, inference renders
-            chat_template_kwargs=json.loads(read_args(home).get("chat_template_kwargs") or "{}"),
+            system=system or None,
+            chat_template_kwargs=json.loads(then.get("chat_template_kwargs") or "{}"),
         )
+        if system and config.system is None:
+            _say(
+                f"note: the system message is that of the training: {system!r}; --system '' leaves it out"
+            )
         self.encoder.chat_template  # noqa: B018  raises where there is none
-        model = load_model(folder, torch_dtype=config.torch_dtype)
+        quantized = quantization_config(
+            quantization_of(config, adapters), pick_dtype(config.torch_dtype)
+        )
+        # says what is wrong with a model before its weights are read
+        load_settings(folder, trust_remote_code=config.trust_remote_code)
+        model = load_model(
+            folder,
+            torch_dtype=config.torch_dtype,
+            trust_remote_code=config.trust_remote_code,
+            quantization_config=quantized,
+        )
         if adapters:
-            from peft import PeftModel
-
             model = PeftModel.from_pretrained(model, adapters)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = model.to(self.device).eval()
+        # quantized weights lie where they run already
+        self.model = (model if quantized else model.to(self.device)).eval()
         self.config = config
-        self.generation = generation_config(
-            self.encoder,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            top_k=config.top_k,
-            repetition_penalty=config.repetition_penalty,
-        )
+        self.generation = generation_config(self.encoder, config)
 
     def answer(
         self, messages: list[Message], *, on_text: Callable[[str], object] | None = None
@@ -78,19 +107,25 @@ class Chat:
         """Returns the answer to messages whose last is the user's.
 
         Args:
-            messages: With `role` and `content`; the configured system message is put before them.
+            messages: With `role` and `content`; those without a system message get the configured one.
             on_text: Called with each piece of the answer as it comes.
+
+        Raises:
+            SftcoreError: They are longer than the model can read.
         """
-        if self.config.system and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self.config.system}, *messages]
         prompt = torch.from_numpy(self.encoder.encode_prompt(messages))[None].to(self.device)
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and prompt.shape[1] > limit:
+            raise SftcoreError(
+                f"the prompt has {prompt.shape[1]:,} tokens, and the model {limit:,} positions; shorten it"
+            )
         torch.manual_seed(self.config.seed)
         streamer = _TextStreamer(self.encoder, on_text) if on_text else None
         with torch.inference_mode():
             output = self.model.generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
-                generation_config=self.generation,
+                generation_config=within_positions(self.model, self.generation, prompt.shape[1]),
                 streamer=streamer,
             )
         return self.encoder.decode(output[0, prompt.shape[1] :].tolist()).strip()
@@ -121,3 +156,7 @@ class _TextStreamer(BaseStreamer):  # type: ignore[misc, unused-ignore]
         """Hands on what is left."""
         text = self.encoder.decode(self.ids or [])
         self.on_text(text[self.shown :])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)  # noqa: T201

@@ -9,7 +9,7 @@ from typing import Any
 
 from sftcore.config import InferConfig
 from sftcore.data.prompts import Message, read_prompts, user_message
-from sftcore.errors import ConfigError
+from sftcore.errors import ConfigError, SftcoreError
 from sftcore.infer.generate import Chat
 from sftcore.models import quieten
 
@@ -26,6 +26,9 @@ def infer(config: InferConfig) -> list[dict[str, Any]]:
         SftcoreError: A setting, a row or the checkpoint is wrong.
     """
     quieten()
+    if config.output and not Path(config.output).parent.is_dir():
+        folder = Path(config.output).parent
+        raise ConfigError(f"--output {config.output}: the folder {folder} does not exist; make it")
     if config.prompt is not None:
         questions = [[user_message(config.prompt)]]
     elif config.prompts is not None:
@@ -46,8 +49,6 @@ def infer(config: InferConfig) -> list[dict[str, Any]]:
 
 
 def _write_answers(path: Path, answers: list[dict[str, Any]]) -> None:
-    if not path.parent.is_dir():
-        raise ConfigError(f"--output {path}: the folder {path.parent} does not exist")
     temporary = path.with_name(f".{path.name}.tmp")
     text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
     temporary.write_text(text, encoding="utf-8")
@@ -75,9 +76,15 @@ def _chat(chat: Chat) -> None:
             print(HELP, file=sys.stderr)  # noqa: T201
         elif text:
             messages.append(user_message(text))
-            response = chat.answer(
-                system + messages,
-                on_text=lambda piece: print(piece, end="", flush=True),  # noqa: T201
-            )
+            try:
+                response = chat.answer(
+                    system + messages,
+                    on_text=lambda piece: print(piece, end="", flush=True),  # noqa: T201
+                )
+            except SftcoreError as error:
+                # the conversation goes on without the question, or anew with /clear
+                print(f"error: {error}", file=sys.stderr)  # noqa: T201
+                messages.pop()
+                continue
             print(flush=True)  # noqa: T201
             messages.append({"role": "assistant", "content": response})

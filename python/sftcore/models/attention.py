@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from sftcore.config.schema import did_you_mean
 from sftcore.errors import ConfigError
 
 
@@ -81,9 +83,15 @@ def choose_attention(
         device: The machine; this one where not given.
 
     Raises:
-        ConfigError: The kernel cannot run here.
+        ConfigError: The kernel is unknown, or cannot run here.
     """
     machine = device or this_device()
+    known = ("auto", "eager", *_PACKAGES, *ALL_ATTENTION_FUNCTIONS.valid_keys())
+    if "/" not in name and name not in known:
+        raise ConfigError(
+            f"--attn_impl {name} is unknown; expected auto, sdpa, eager, flex_attention, flash_attention_2, "
+            f"flash_attention_3 or a kernel of the hub{did_you_mean(name, known)}"
+        )
     if name == "auto":
         return _best(config, dtype, machine)
     if name in _PACKAGES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -36,12 +37,17 @@ def checkpointing_arguments(kind: str) -> dict[str, Any]:
 
 
 def require_gpu(config: Any) -> None:
-    """Raises a ConfigError where a setting moves or fuses what only a GPU has.
+    """Raises a ConfigError where a setting moves or fuses what only a GPU has, or what its package is not there for.
 
     Args:
         config: The settings of a run.
     """
     if torch.cuda.is_available():
+        if config.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
+            raise ConfigError(
+                "--use_liger_kernel true needs the package liger-kernel, which is not installed; run pip install "
+                "liger-kernel"
+            )
         return
     asked = {
         "gradient_checkpointing_kind offload": config.gradient_checkpointing_kind == "offload",

@@ -13,35 +13,25 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from sftcore.config.generation import GenerationConfig as Settings
 from sftcore.data import Encoder
 
 
-def generation_config(
-    encoder: Encoder,
-    *,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    repetition_penalty: float,
-) -> GenerationConfig:
+def generation_config(encoder: Encoder, settings: Settings) -> GenerationConfig:
     """Returns how Transformers generates.
 
     Args:
         encoder: Knows the tokens that end an answer.
-        max_new_tokens: The longest answer.
-        temperature: 0 takes the likeliest token.
-        top_p: Draws among the likeliest tokens that together have this probability.
-        top_k: Draws among so many tokens; 0 among all.
-        repetition_penalty: Above 1, tokens that occurred become less likely.
+        settings: How answers are drawn.
     """
     draws: dict[str, Any] = {}
-    if temperature > 0:
-        draws = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+    if settings.temperature > 0:
+        names = ("temperature", "top_p", "top_k")
+        draws = {name: getattr(settings, name) for name in names}
     return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        repetition_penalty=repetition_penalty,
+        max_new_tokens=settings.max_new_tokens,
+        do_sample=settings.temperature > 0,
+        repetition_penalty=settings.repetition_penalty,
         eos_token_id=encoder.stop_token_ids or None,
         pad_token_id=encoder.pad_token_id,
         use_cache=True,
@@ -94,14 +84,20 @@ def _generate_batch(
     output = model.generate(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
-        generation_config=_within_positions(model, config, longest),
+        generation_config=within_positions(model, config, longest),
     )
     stops = config.eos_token_id or []
     return [_until(answer, stops) for answer in output[:, longest:].tolist()]
 
 
-def _within_positions(model: Any, config: GenerationConfig, prompt: int) -> GenerationConfig:
-    """Returns settings whose answers end with the positions of the model."""
+def within_positions(model: Any, config: GenerationConfig, prompt: int) -> GenerationConfig:
+    """Returns settings whose answers end with the positions of the model.
+
+    Args:
+        model: Knows how many there are.
+        config: How to generate.
+        prompt: The tokens of the longest prompt.
+    """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is None or prompt + config.max_new_tokens <= limit:
         return config

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from sftcore.errors import ConfigError
@@ -27,16 +27,23 @@ def load_settings(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """Returns the configuration of a model.
 
     Raises:
-        ConfigError: It is not one, or it brings code of its own that was not asked for.
+        ConfigError: It is none of a causal language model, or it brings code of its own that was not asked for.
     """
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        settings = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except ValueError as error:
         if "trust_remote_code" in str(error):
             raise ConfigError(
                 f"{folder} brings Python code of its own; read it, and pass --trust_remote_code true to run it"
             ) from error
         raise ConfigError(f"{folder}: Transformers does not know this model: {error}") from error
+    own_code = getattr(settings, "auto_map", None) or {}
+    if type(settings) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own_code:
+        raise ConfigError(
+            f"{folder} is a model of type {settings.model_type}, which is no causal language model; expected one that "
+            "goes on with a text, such as Llama or Qwen"
+        )
+    return settings
 
 
 def load_model(

@@ -17,19 +17,20 @@ def quantization_config(config: QuantizationConfig, compute: torch.dtype) -> Any
     """Returns how `from_pretrained` quantizes the weights that it loads; None where it does not.
 
     Args:
-        config: The settings of the run.
+        config: The settings of a run or of inference.
         compute: The dtype of matrix products, where the settings give no other.
 
     Raises:
         ConfigError: The package that quantizes is not installed.
     """
-    if config.quant_method is None:
+    if config.weight_bits is None:
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
-            f"--quant_method {config.quant_method} needs the package bitsandbytes; pip install bitsandbytes"
+            f"weights in {config.weight_bits} bits need the package bitsandbytes, which is not installed; run pip "
+            "install bitsandbytes, or take whole weights (--quant_bits 0)"
         )
-    if config.quant_bits == 8:
+    if config.weight_bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     given = config.bnb_4bit_compute_dtype
     return BitsAndBytesConfig(

@@ -21,8 +21,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["cache_folder", "read_registry", "resolve_model"]
-
 
 def read_registry() -> dict[str, dict[str, Any]]:
     """Returns the short names and what they stand for."""

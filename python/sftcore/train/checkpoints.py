@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 
-from sftcore.errors import CheckpointError
+from sftcore.errors import CheckpointError, first_line
 from sftcore.train.loaders import say
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Checkpoints:
         numbered = list_checkpoints(self.folder)
         newest = numbered[max(numbered)].name if numbered else None
         free = shutil.disk_usage(self.folder).free
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
         before = (
             f"the checkpoints before it are intact, the newest is {newest}; make room, then pass "
             "--resume_from_checkpoint last"
@@ -192,7 +192,7 @@ class Checkpoints:
             else "there was none before it; make room, or pass another --output_dir"
         )
         return (
-            f"{self.folder / name} could not be saved: {reason.splitlines()[0]}; it takes about {_size(num_bytes)}, "
+            f"{self.folder / name} could not be saved: {reason}; it takes about {_size(num_bytes)}, "
             f"and {_size(free)} are free there; {before}"
         )
 

@@ -19,6 +19,7 @@ import psutil
 import torch
 
 from sftcore.config import TrainConfig
+from sftcore.config.optimization import MEASURED
 from sftcore.data import BatchLoader, Encoder, StreamLoader
 from sftcore.errors import SftcoreError
 from sftcore.models import load_settings
@@ -31,7 +32,7 @@ from sftcore.train.loaders import open_loaders
 from sftcore.train.open import open_model, padded
 from sftcore.train.optimizers import choose_optimizer
 from sftcore.train.plan_text import describe_plan
-from sftcore.train.schedulers import MEASURED, learning_rates
+from sftcore.train.schedulers import learning_rates, warmup_note
 from sftcore.train.speed import count_tokens, example_lengths
 
 _STREAMED_BATCHES = 256
@@ -86,6 +87,8 @@ def dry_run(
     shapes, lengths = _read_shapes(loader, notes)
     total, per_epoch = _count_steps(config, loader)
     world_size = engine.world.data_size
+    if warmup := warmup_note(config, total):
+        notes.append(warmup.removeprefix("note: "))
     accumulation = config.accumulation_steps(world_size)
     batches = _describe_batches(shapes, lengths, accumulation)
     largest = batches["largest"]

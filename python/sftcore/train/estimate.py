@@ -25,6 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoModelForCausalLM
 
 from sftcore.config import TrainConfig
+from sftcore.errors import first_line
 from sftcore.models.attention import Attention
 from sftcore.models.checkpointing import checkpointing_arguments
 from sftcore.models.dtypes import Dtypes
@@ -161,9 +162,7 @@ def estimate_step(
         other = _trace(turned, settings, size, dtypes, attention, None, accumulates)
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         # fake tensors raise kinds of RuntimeError where a value is asked for
-        raise NotImplementedError(
-            f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from error
+        raise NotImplementedError(f"{type(error).__name__}: {first_line(error)}") from error
     notes = list(asked.notes)
     if attention.is_flash:
         notes.append(f"{attention.name} is counted as PyTorch's own fused attention")
@@ -282,10 +281,10 @@ def _trace(
 
 def _quantized(config: TrainConfig, model: Any, dtypes: Dtypes) -> tuple[int, int]:
     """Returns the bytes that quantized weights spare, and those of the largest one while it is multiplied."""
-    if config.quant_method is None:
+    if config.weight_bits is None:
         return 0, 0
-    width = _QUANTIZED_BYTES[config.quant_bits or 4]
-    if config.quant_bits != 8 and not config.bnb_4bit_use_double_quant:
+    width = _QUANTIZED_BYTES[config.weight_bits]
+    if config.weight_bits == 4 and not config.bnb_4bit_use_double_quant:
         width = _SCALES_OF_4_BITS
     head = causal_model(model).get_output_embeddings()
     frozen = [
@@ -393,8 +392,7 @@ def _optimizer(
     ) as error:  # the kernels of other packages want real tensors, each in its own words
         number = 2 if "8bit" in choice.name else 8
         state = number * sum(parameter.numel() for parameter in trained)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        note = f"{choice.name} is counted as {number} bytes for each trained parameter ({reason})"
+        note = f"{choice.name} is counted as {number} bytes for each trained parameter ({first_line(error)})"
         return state, state, [note]
     state = memory.now - begun
     return state, memory.peak - begun, []

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader
-from sftcore.errors import ConfigError, SftcoreError
+from sftcore.errors import ConfigError, SftcoreError, first_line
 from sftcore.train.loaders import say
 from sftcore.train.speed import MeasureSpeed, peak_memory
 
@@ -157,7 +157,7 @@ def explain_out_of_memory(
         rows, width = max(known, key=lambda shape: (shape[0] * shape[1], shape[1]), default=(0, 0))
         raise SftcoreError(
             f"out of memory with a micro-batch of {rows:,} x {width:,} tokens: {'; or '.join(remedies(config, rows))} "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line(error)})"
         ) from error
 
 

@@ -97,8 +97,9 @@ def padded(config: TrainConfig) -> TrainConfig:
 
 
 def _check_length(config: TrainConfig, settings: Any) -> None:
-    limit = getattr(settings, "max_position_embeddings", None)
+    limit = getattr(settings.get_text_config(), "max_position_embeddings", None)
     if limit is not None and config.max_length > limit:
         raise ConfigError(
-            f"--max_length {config.max_length} is out of range: {config.model} has {limit} positions"
+            f"--max_length {config.max_length} is out of range: {config.model} has {limit} positions; pass "
+            f"--max_length {limit} or less"
         )

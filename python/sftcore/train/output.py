@@ -66,9 +66,11 @@ def make_run_folder(config: TrainConfig) -> Path:
 def folder_of_runs(config: TrainConfig) -> Path:
     """Returns the folder that holds the runs of a model; with `add_version: false` it is the run itself."""
     output = Path(config.output_dir)
-    return (
-        output / re.sub(r"[^\w.-]+", "-", Path(config.model).name) if config.add_version else output
-    )
+    if not config.add_version:
+        return output
+    # a model given as . or .. has a name too, and a link keeps its own
+    name = Path(os.path.abspath(Path(config.model).expanduser())).name  # noqa: PTH100
+    return output / re.sub(r"[^\w.-]+", "-", name)
 
 
 def write_args(folder: Path, config: TrainConfig) -> None:

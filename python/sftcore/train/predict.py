@@ -66,14 +66,7 @@ class Predictor:
         self.encoder = loader.encoder
         self.engine = engine
         self.folder = folder
-        self.generation = generation_config(
-            self.encoder,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            top_k=config.top_k,
-            repetition_penalty=config.repetition_penalty,
-        )
+        self.generation = generation_config(self.encoder, config)
         self.samples = read_samples(config.sample_prompts, self.encoder)
         if config.num_sample_generations is not None:
             self.samples = self.samples[: config.num_sample_generations]

@@ -28,7 +28,7 @@ from sftcore.config.output import OutputConfig
 from sftcore.config.parallel import ParallelConfig
 from sftcore.config.tuner import TunerConfig
 from sftcore.data.run import LEDGER_FILE
-from sftcore.errors import ConfigError
+from sftcore.errors import ConfigError, first_line
 from sftcore.train.checkpoints import (
     LOADER_STATE,
     Manifest,
@@ -312,7 +312,8 @@ def _kept_lines(path: Path, found: Resume | None) -> list[str]:
     if found is None or found.manifest is None:
         return []
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    # a generated text may hold the other characters that splitlines() takes for ends of lines
+    for line in path.read_text(encoding="utf-8").split("\n"):
         try:
             entry = json.loads(line)
         except ValueError:
@@ -324,7 +325,7 @@ def _kept_lines(path: Path, found: Resume | None) -> list[str]:
             and any(name.startswith("eval_") for name in entry)
         )
         if step <= found.step and not is_again:
-            kept.append(line)
+            kept.append(f"{line}\n")
     return kept
 
 
@@ -393,7 +394,7 @@ def fitting(load: Callable[[], None], found: Resume) -> None:
         changed = ", ".join(f"--{name}" for name in found.changed)
         what = f"; changed since: {changed}" if changed else ""
         raise ConfigError(
-            f"{found.checkpoint} does not fit this model: {str(error).splitlines()[0]}{what}"
+            f"{found.checkpoint} does not fit this model: {first_line(error)}{what}"
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader, Encoder, StreamLoader
 from sftcore.data.run import save_data
 from sftcore.models import quieten, resolve_model
+from sftcore.models.vocabulary import check_vocabulary
 from sftcore.train.arguments import training_arguments
 from sftcore.train.best import check_evaluation, copy_best, meeting_note
 from sftcore.train.distributed import Engine, choose_engine, read_world
@@ -22,6 +24,7 @@ from sftcore.train.early_stopping import StopEarly
 from sftcore.train.largest import TryLargest, explain_out_of_memory
 from sftcore.train.ledger import WriteLedger
 from sftcore.train.loaders import describe_data, open_loaders, say
+from sftcore.train.lock import RunLock
 from sftcore.train.log import WriteLog, finite
 from sftcore.train.loggers import choose_loggers, make_loggers
 from sftcore.train.open import open_model, padded
@@ -31,13 +34,12 @@ from sftcore.train.progress import ShowProgress
 from sftcore.train.resume import (
     GoOn,
     Resume,
-    find_resume,
     finish,
     prepare_folder,
     read_loader_state,
 )
 from sftcore.train.schedule import EvaluateAtEnd, FollowEpochs
-from sftcore.train.schedulers import check_schedule
+from sftcore.train.schedulers import check_schedule, warmup_note
 from sftcore.train.speed import MeasureSpeed, describe_speed
 from sftcore.train.stopping import StopOnSignal
 from sftcore.train.trainer import SftTrainer
@@ -76,10 +78,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
     choose_optimizer(config)  # a wrong one is said before any data is read
     check_schedule(config)
     world = read_world(config)
-    with explain_lost_peers(world), choose_engine(config, world) as engine:
+    with (
+        closing(RunLock()) as lock,
+        explain_lost_peers(world),
+        choose_engine(config, world) as engine,
+    ):
         if config.dry_run:
             return _dry_run(without_files(config), engine)
-        return _train(config, engine)
+        return _train(config, engine, lock)
 
 
 def _dry_run(config: TrainConfig, engine: Engine) -> dict[str, Any]:
@@ -92,9 +98,9 @@ def _dry_run(config: TrainConfig, engine: Engine) -> dict[str, Any]:
     return dry_run(config, folder, encoder, loaders, engine)
 
 
-def _train(config: TrainConfig, engine: Engine) -> dict[str, Any]:
+def _train(config: TrainConfig, engine: Engine, lock: RunLock) -> dict[str, Any]:
     loggers, note = choose_loggers(config)
-    resume = engine.from_first(find_resume(config, engine) if engine.world.is_first else None)
+    resume = engine.from_first(lock.find_resume(config, engine) if engine.world.is_first else None)
     folder = resolve_model(config.model, weights=True)
     encoder = _open_encoder(config, folder)
     train_loader, eval_loader = open_loaders(config, encoder, engine.world)
@@ -104,7 +110,8 @@ def _train(config: TrainConfig, engine: Engine) -> dict[str, Any]:
     if opened.padding_reason:
         config = padded(config)
         train_loader, eval_loader = open_loaders(config, encoder, engine.world)
-    for line in (engine.describe(), *opened.lines, note):
+    unknown = check_vocabulary(encoder, opened.model.config)
+    for line in (engine.describe(), *opened.lines, note, unknown):
         if line:
             say(line)
     check_evaluation(config, eval_loader)
@@ -114,11 +121,13 @@ def _train(config: TrainConfig, engine: Engine) -> dict[str, Any]:
         state = read_loader_state(resume.checkpoint)
         train_loader.load_state_dict(state, allow_data_change=config.allow_data_change)
     run_folder = engine.from_first(
-        _begin_folder(config, resume, train_loader, engine) if engine.world.is_first else None
+        _begin_folder(config, resume, train_loader, engine, lock) if engine.world.is_first else None
     )
     save_every = max(1, min(500, steps.per_epoch or 500, steps.total))
     arguments = training_arguments(config, run_folder, eval_loader, steps.total, save_every, engine)
     say(_describe_steps(config, steps, engine.world.data_size, run_folder))
+    if warmup := warmup_note(config, steps.total):
+        say(warmup)
     if eval_loader and (meeting := meeting_note(config, int(arguments.save_steps), steps.total)):
         say(meeting)
     stopping, speed = StopOnSignal(world_size=engine.world.size), MeasureSpeed()
@@ -172,9 +181,11 @@ def _begin_folder(
     resume: Resume | None,
     loader: BatchLoader | StreamLoader,
     engine: Engine,
+    lock: RunLock,
 ) -> Path:
     """Makes the run folder, with what there is to know of the run before its first step."""
     run_folder = (resume and resume.run_folder) or make_run_folder(config)
+    lock.hold(run_folder)
     write_args(run_folder, config)
     write_environment(run_folder, engine.world.run_id)
     if isinstance(loader, BatchLoader):

@@ -14,12 +14,10 @@ from transformers import get_scheduler
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from sftcore.config import TrainConfig
-from sftcore.config.optimization import share_of
+from sftcore.config.optimization import MEASURED, share_of
 from sftcore.config.schema import did_you_mean
 from sftcore.errors import ConfigError
 
-# these follow an evaluation metric instead of the steps
-MEASURED = ("reduce_lr_on_plateau", "greedy")
 _DECAY_SHARE = 0.1
 _GIVEN = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch", "verbose"}
 
@@ -69,6 +67,17 @@ def schedule_arguments(
         "lr_scheduler_kwargs": arguments,
         "warmup_steps": warmup,
     }
+
+
+def warmup_note(config: TrainConfig, num_steps: int) -> str | None:
+    """Returns a line where a run ends before its learning rate has risen; None where it rises."""
+    warmup = config.num_warmup_steps(num_steps)
+    if warmup < num_steps:
+        return None
+    return (
+        f"note: the warm-up of {warmup:,} steps is not over when the run ends after {num_steps:,}: the learning rate "
+        f"never comes to {config.effective_learning_rate:g}"
+    )
 
 
 def check_schedule(config: TrainConfig) -> None:

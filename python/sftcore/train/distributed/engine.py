@@ -104,7 +104,7 @@ class Engine:
 
     def place(self, model: Any) -> Any:
         """Puts a model that was just loaded on the device of this rank, where it is to be there as a whole."""
-        if torch.cuda.is_available() and self.config.quant_method is None:
+        if torch.cuda.is_available() and self.config.weight_bits is None:
             model.to(torch.device("cuda", self.world.local_rank))
         return model
 

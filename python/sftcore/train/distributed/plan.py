@@ -171,7 +171,7 @@ def plan(config: TrainConfig, machines: Machines) -> Answer:
     else:
         lines.append(
             "none fits: lower --per_device_train_batch_size or --max_length, take --tuner_type lora"
-            + ("" if config.quant_method else " or --quant_bits 4")
+            + ("" if config.weight_bits else " or --quant_bits 4")
             + (
                 ", or more GPUs"
                 if config.gradient_checkpointing
