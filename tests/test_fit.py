@@ -107,7 +107,8 @@ def test_needs_are_those_of_the_model(model: Path) -> None:
     assert needs.gradients == 4 * estimate.parameters
     assert needs.optimizer >= 8 * estimate.parameters
     # the embedding is the largest part, gathered in bfloat16
-    assert needs.unit == 49152 * 32 * 2
+    vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
+    assert needs.unit == vocabulary * 32 * 2
     assert (needs.layers, needs.heads, needs.kv_heads) == (2, 4, 2)
     assert needs.micro_batches == 8
 
