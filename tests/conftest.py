@@ -5,19 +5,34 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draws the curves of a run only where a test looks at them: they take longer than its few steps."""
+@pytest.fixture(scope="session", autouse=True)
+def no_pictures() -> Iterator[None]:
+    """Draws no curves of a run: they take longer than its few steps."""
     log = sys.modules.get("sftcore.train.log")
-    if log is not None and request.node.get_closest_marker("pictures") is None:
-        monkeypatch.setattr(log, "draw_curves", lambda history, folder: [])
+    if log is None:
+        yield
+        return
+    with patch.object(log, "draw_curves", lambda history, folder: []):
+        yield
+
+
+@pytest.fixture(scope="session")
+def pictures() -> Callable[[], AbstractContextManager[Any]]:
+    """Makes a block whose runs draw their curves."""
+    from sftcore.train import curves, log
+
+    return lambda: patch.object(log, "draw_curves", curves.draw_curves)
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,7 @@ def llama(**changes: Any) -> Any:
             "vocab_size": 1000,
             "hidden_size": 64,
             "intermediate_size": 256,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "tie_word_embeddings": False,

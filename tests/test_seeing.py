@@ -270,7 +270,7 @@ def test_smoothing_begins_at_the_first_value_and_keeps_a_constant() -> None:
 
 
 @pytest.fixture(scope="module")
-def run(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def run(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory, pictures: Any) -> Any:
     """A run of four steps with everything that it leaves."""
     output = tmp_path_factory.mktemp("seen")
     config = config_of(
@@ -285,7 +285,8 @@ def run(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> An
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,
     )
-    return SimpleNamespace(config=config, result=train(config))
+    with pictures():
+        return SimpleNamespace(config=config, result=train(config))
 
 
 def test_every_log_reaches_the_file_with_speed_and_memory(run: Any) -> None:

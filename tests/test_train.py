@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -150,10 +151,12 @@ def test_evaluation_is_the_token_mean_of_the_held_out_rows(
     assert shown[-1] == pytest.approx(total / count, rel=1e-4)
 
 
-@pytest.mark.pictures
-def test_a_run_writes_what_it_promises(model: Path, rows: Path, tmp_path: Path) -> None:
+def test_a_run_writes_what_it_promises(
+    model: Path, rows: Path, tmp_path: Path, pictures: Any
+) -> None:
     config = config_of(model, rows, tmp_path, tuner_type="lora", max_steps=3, add_version=True)
-    result = train(config)
+    with pictures():
+        result = train(config)
     run, best = Path(result["output_dir"]), Path(result["best_model_checkpoint"])
     assert run.parent == tmp_path / model.name
     assert run.name.startswith("v0-")

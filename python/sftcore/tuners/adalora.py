@@ -105,6 +105,12 @@ class AllocateRanks(TrainerCallback):  # type: ignore[misc, unused-ignore]
                 f"--adalora_tinit {settings.tinit} and --adalora_tfinal {settings.tfinal} leave none of the "
                 f"{total_steps} steps of this run to lower ranks in; take smaller ones"
             )
+        before = total_steps - settings.tfinal
+        if before < 2:
+            raise ConfigError(
+                f"--tuner_type adalora tells from one step which ranks to lower in the next, but {before} of the "
+                f"{total_steps} steps of this run come before --adalora_tfinal {settings.tfinal}; expected 2 or more"
+            )
         model.base_model.rankallocator.set_total_step(total_steps)
         self.model = model
 
@@ -115,6 +121,10 @@ class AllocateRanks(TrainerCallback):  # type: ignore[misc, unused-ignore]
         step = state.global_step + 1
         settings = self.model.peft_config[ADAPTER]
         is_left_out = all(p.grad is None for p in self.model.matrices("E").values())
-        if is_left_out and step < settings.total_step - settings.tfinal:
+        end = settings.total_step - settings.tfinal
+        if is_left_out and step < end:
             return  # importance is told from gradients, and a step that is left out has none
+        importance = self.model.base_model.rankallocator.exp_avg_ipt
+        if step >= end and not (settings.rank_pattern or importance):
+            return  # all steps were left out, so that nothing tells the ranks apart
         self.model.base_model.update_and_allocate(step)
