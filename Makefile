@@ -18,10 +18,12 @@ CORE := python/sftcore/_core.abi3.so
 quickstart: $(VENV)/.train $(CORE)
 	$(BIN)/python examples/quickstart/run.py
 
+# threads of torch that wait for each other cost more than they bring to models as small as those of the tests
+WORKERS ?= logical
 test: $(VENV)/.dev $(CORE)
 	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked; else cargo test --locked --lib; fi
 	cargo test --locked --doc
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --maxprocesses=8 --dist=loadfile
 
 check: $(VENV)/.dev $(CORE)
 	cargo fmt --check
