@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--shared", default=os.environ.get("SFTCORE_SHARED", "../shared/data"))
     parser.add_argument("--rows", default="datasets/llamafactory/alpaca_en_demo.json")
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--max_length", type=int, default=512)
     parser.add_argument("--learning_rate", type=float, default=2e-4)
@@ -68,6 +68,8 @@ def main() -> int:
         (work / f"{options.contender}.json").write_text(json.dumps(found))
         return 0
     prepare(options, work)
+    settings = json.loads((work / "settings.json").read_text())
+    before = held_out_loss(settings["model"], None, work)
     figures = {}
     for name in options.contenders:
         if name.startswith("trl") and not options.trl:
@@ -80,7 +82,7 @@ def main() -> int:
         if code:
             print(f"{CONTENDERS[name][0]} failed: {log.read_text().strip().splitlines()[-1]}")
             continue
-        figures[name] = json.loads((work / f"{name}.json").read_text())
+        figures[name] = json.loads((work / f"{name}.json").read_text()) | {"loss_before": before}
         show_one(name, figures[name])
     if options.json:
         Path(options.json).write_text(json.dumps(figures, indent=2))
@@ -184,7 +186,7 @@ def run_sftcore(settings: dict[str, Any], extra: dict[str, Any], work: Path) -> 
     result = train(config)
     peak = peak_bytes()
     loss = held_out_loss(settings["model"], result["last_model_checkpoint"], work)
-    return clock.figures() | {"peak_bytes": peak} | loss
+    return clock.figures() | {"peak_bytes": peak, "loss_after": loss}
 
 
 def run_trl(settings: dict[str, Any], extra: dict[str, Any], work: Path) -> dict[str, Any]:
@@ -237,7 +239,7 @@ def run_trl(settings: dict[str, Any], extra: dict[str, Any], work: Path) -> dict
     peak = peak_bytes()
     trainer.save_model(str(output / "adapter"))
     loss = held_out_loss(settings["model"], str(output / "adapter"), work)
-    return clock.figures() | {"peak_bytes": peak} | loss
+    return clock.figures() | {"peak_bytes": peak, "loss_after": loss}
 
 
 class Clock:
@@ -310,30 +312,24 @@ def callback_of(clock: Clock, base: Any) -> Any:
     return Watch()
 
 
-def held_out_loss(model: str, adapter: str, work: Path) -> dict[str, float]:
-    """Returns the mean loss of the held-out tokens for the base model and the tuned one, row by row in float32."""
+def held_out_loss(model: str, adapter: str | None, work: Path) -> float:
+    """Returns the mean loss of the held-out tokens, with an adapter or without one, row by row in float32."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(device)
-    tuned = PeftModel.from_pretrained(net, adapter).eval()
-    rows = json.loads((work / "held_out.json").read_text())
-
-    def mean() -> float:
-        total, count = 0.0, 0
-        for ids, labels in rows:
-            with torch.no_grad():
-                logits = tuned(torch.tensor([ids], device=device)).logits[0, :-1].float()
-            wanted = torch.tensor(labels[1:], device=device)
-            total += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
-            count += int((wanted != -100).sum())
-        return total / count
-
-    with tuned.disable_adapter():
-        before = mean()
-    return {"loss_before": before, "loss_after": mean()}
+    tuned = PeftModel.from_pretrained(net, adapter) if adapter else net
+    tuned.eval()
+    total, count = 0.0, 0
+    for ids, labels in json.loads((work / "held_out.json").read_text()):
+        with torch.no_grad():
+            logits = tuned(torch.tensor([ids], device=device)).logits[0, :-1].float()
+        wanted = torch.tensor(labels[1:], device=device)
+        total += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
+        count += int((wanted != -100).sum())
+    return total / count
 
 
 def peak_bytes() -> int:
