@@ -202,8 +202,8 @@ def markdown(options: argparse.Namespace, figures: dict[str, Any]) -> str:
     lines += [
         "",
         f"{options.model} in float32, {options.steps} steps of 4 of {options.rows:,} rows of GSM8K, {options.held_out} "
-        f"held out; learning rate {options.learning_rate:g}, for adalora {RUNS['adalora']['learning_rate']:g}, for full "
-        f"{RUNS['full']['learning_rate']:g}; "
+        f"held out; learning rate {options.learning_rate:g}, for adalora {RUNS['adalora']['learning_rate']:g}, "
+        f"for full {RUNS['full']['learning_rate']:g}; "
         f"{os.cpu_count()} cores of {processor()}. Command: `python benches/tuners.py --steps {options.steps}`",
         "",
     ]
