@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from sftcore.errors import ConfigError
+from sftcore.errors import ConfigError, first_line
 
 
 def pick_dtype(name: str) -> torch.dtype:
@@ -54,7 +55,11 @@ def load_model(
     trust_remote_code: bool = False,
     quantization_config: Any = None,
 ) -> Any:
-    """Loads a causal language model for training or inference: on the CPU, or on the GPU where it is quantized."""
+    """Loads a causal language model for training or inference: on the CPU, or on the GPU where it is quantized.
+
+    Raises:
+        ConfigError: A file of weights is damaged.
+    """
     arguments: dict[str, Any] = {
         "dtype": pick_dtype(torch_dtype),
         "trust_remote_code": trust_remote_code,
@@ -64,7 +69,12 @@ def load_model(
     if quantization_config is not None:
         place = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
         arguments |= {"quantization_config": quantization_config, "device_map": {"": place}}
-    return AutoModelForCausalLM.from_pretrained(folder, **arguments)
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, **arguments)
+    except SafetensorError as error:
+        raise ConfigError(
+            f"{folder}: the weights are damaged ({first_line(error)}); copy or download them again"
+        ) from error
 
 
 def quieten() -> None:
