@@ -196,7 +196,8 @@ def test_code_of_a_model_runs_only_when_asked_for(tmp_path: Path) -> None:
         f"from transformers import LlamaConfig\nopen({str(ran)!r}, 'w').close()\n"
         "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
     )
-    settings = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    settings = {"model_type": "own", "auto_map": names}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ConfigError, match="pass --trust_remote_code true to run it"):
         load_settings(tmp_path)

@@ -109,7 +109,10 @@ def test_what_cannot_be_trained_is_told_in_a_line(
     make_rows(tmp_path / "rows.jsonl", 3)
     (tmp_path / "wrong.yaml").write_text("lerning_rate: 1\n")
     (tmp_path / "latin.yaml").write_bytes("system: \xe9\n".encode("latin-1"))
-    t5, bare = tmp_path / "t5", tmp_path / "bare"
+    t5, bare, cut = tmp_path / "t5", tmp_path / "bare", tmp_path / "cut"
+    shutil.copytree(model, cut)
+    with (cut / "model.safetensors").open("r+b") as file:
+        file.truncate(2000)
     transformers.T5Config(num_layers=1, d_model=8).save_pretrained(t5)
     shutil.copytree(model, bare)
     (t5 / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
@@ -126,6 +129,15 @@ def test_what_cannot_be_trained_is_told_in_a_line(
         "--attn_impl sdap is unknown; expected auto, sdpa": ["--attn_impl", "sdap"],
         "did you mean sdpa?": ["--attn_impl", "sdap"],
         "but 1 of the 1 steps of this run": ["--tuner_type", "adalora", "--max_steps", "1"],
+        "the weights are damaged": ["--model", str(cut)],
+        "--output_dir rows.jsonl cannot be made: file exists": [
+            "--output_dir",
+            "rows.jsonl",
+            "--add_version",
+            "false",
+        ],
+        "rows.jsonl/b/c cannot be made: not a directory": ["--output_dir", "rows.jsonl/b/c"],
+        "all 3 rows also stand in": ["--val_dataset", "rows.jsonl", "--dedup", "exact"],
         "--seed -1 is out of range: expected 0 to": ["--seed", "-1"],
         "--learning_rate is 'inf'": ["--learning_rate=inf"],
     }

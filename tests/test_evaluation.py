@@ -21,6 +21,7 @@ from sftcore.errors import ConfigError, NonFiniteError
 from sftcore.infer.generate import Chat
 from sftcore.models.generation import generate_answers, generation_config
 from sftcore.train import train
+from sftcore.train.distributed import Engine, World
 from sftcore.train.early_stopping import without_improvement
 from sftcore.train.evaluate import Evaluator, evaluate_tokens
 from sftcore.train.inputs import shift
@@ -175,7 +176,8 @@ def test_a_row_is_asked_as_inference_asks(
     )
     encoder = Encoder.from_pretrained(model, max_length=512)
     loader = BatchLoader([str(file)], encoder, return_rows=True, **LAYOUTS[layout])
-    questions = read_questions(loader, 12)
+    alone = Engine(TrainConfig(model=str(model), dataset=[str(file)]), World())
+    questions = read_questions(loader, 12, alone)
     assert len(questions) == 12
     by_line = {question.place[1]: question for question in questions if question.place}
     for number, chat in enumerate(chats, start=1):

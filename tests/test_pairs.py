@@ -19,6 +19,7 @@ FAMILIES = ("qwen", "llama", "mistral", "gemma", "smollm", "deepseek", "phi", "g
 REFUSED = ("Guard", "guardian", "shieldgemma", "functionary")
 
 
+@pytest.mark.timeout(900)
 def test_every_tokenizer_with_every_template(shared_data: Path) -> None:
     report = run(shared_data, per_file=1, every=11)
     assert not report.differences, str(report)

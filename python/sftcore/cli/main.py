@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words and words[0] in _ALIASES:
         words[0] = _ALIASES[words[0]]
     known, unknown = parser.parse_known_args(words)
-    known.words = words[1:]
+    known.command_words = words[1:]
     try:
         if unknown and "settings_class" in known:
             known.more_flags = read_more_flags(known.settings_class, unknown)

@@ -42,7 +42,7 @@ def run(known: argparse.Namespace) -> None:
     """Runs the command."""
     config = read_flags(TrainConfig, known)
     if launch.is_wanted():
-        sys.exit(launch.launch(["train", *known.words], max_restarts=config.max_restarts))
+        sys.exit(launch.launch(["train", *known.command_words], max_restarts=config.max_restarts))
     if config.max_restarts and "TORCHELASTIC_RUN_ID" not in os.environ:
         raise ConfigError(
             "--max_restarts has no effect on one process that no launcher watches; start it with NPROC_PER_NODE=1 "

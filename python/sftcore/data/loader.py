@@ -179,6 +179,11 @@ class BatchLoader(EpochPlan):
         split, ratio, seed = settings["split"], settings["split_ratio"], settings["seed"]
         sets = self._index.split(split, ratio, seed)
         self._rows = sets.without(self._left_out) if self._left_out else sets
+        if self._left_out and not len(self._rows):
+            raise ConfigError(
+                f"all {len(sets):,} rows also stand in the evaluation data, and dedup {self._index_settings['dedup']} "
+                "leaves them out; evaluate on other rows, or leave out --dedup"
+            )
         if not len(self._rows):
             raise ConfigError(
                 f"split {split} with split_ratio {ratio} has no rows; the data set has "

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from sftcore.errors import ConfigError
+from sftcore.errors import ConfigError, first_line
 
 
 def pick_dtype(name: str) -> torch.dtype:
@@ -64,6 +65,9 @@ def load_model(
         trust_remote_code: Runs Python code of the model's own.
         quantization_config: How weights are quantized.
         more: Arguments of `from_pretrained` that place or share the weights.
+
+    Raises:
+        ConfigError: A file of weights is damaged.
     """
     arguments: dict[str, Any] = {
         "dtype": pick_dtype(torch_dtype),
@@ -74,7 +78,12 @@ def load_model(
     if quantization_config is not None:
         place = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
         arguments |= {"quantization_config": quantization_config, "device_map": {"": place}}
-    return AutoModelForCausalLM.from_pretrained(folder, **{**arguments, **more})
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, **{**arguments, **more})
+    except SafetensorError as error:
+        raise ConfigError(
+            f"{folder}: the weights are damaged ({first_line(error)}); copy or download them again"
+        ) from error
 
 
 def quieten() -> None:

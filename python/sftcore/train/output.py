@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from sftcore.config import TrainConfig
+from sftcore.errors import ConfigError
 
 # what decides the numbers of a run
 _PACKAGES = (
@@ -45,12 +46,21 @@ _VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "WORLD_SIZE", "PYTORCH_
 
 
 def make_run_folder(config: TrainConfig) -> Path:
-    """Makes `output/MODEL/vN-TIME`, or takes `output` itself with `add_version: false`."""
+    """Makes `output/MODEL/vN-TIME`, or takes `output` itself with `add_version: false`.
+
+    Raises:
+        ConfigError: Something that is no folder has that name.
+    """
     parent = folder_of_runs(config)
-    if not config.add_version:
+    try:
         parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(
+            f"--output_dir {config.output_dir} cannot be made: {str(error.strerror).lower()}; name another "
+            "folder"
+        ) from error
+    if not config.add_version:
         return parent
-    parent.mkdir(parents=True, exist_ok=True)
     versions = (re.match(r"v(\d+)-", folder.name) for folder in parent.iterdir())
     number = 1 + max((int(version[1]) for version in versions if version), default=-1)
     while True:

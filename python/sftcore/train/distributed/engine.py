@@ -7,6 +7,7 @@ something else without a word. The plain engine has the whole model on each rank
 
 from __future__ import annotations
 
+import atexit
 import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,12 @@ from sftcore.train.distributed.world import World
 
 if TYPE_CHECKING:
     from sftcore.train.trainer import SftTrainer
+
+
+def _leave_group() -> None:
+    """A process that ends within a group may abort at its exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class Engine:
@@ -54,6 +61,7 @@ class Engine:
         if self.is_distributed and not dist.is_initialized():
             self._opened = True
             on_gpu = torch.cuda.is_available()
+            atexit.register(_leave_group)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
                 timeout=datetime.timedelta(seconds=self.timeout),
@@ -69,13 +77,9 @@ class Engine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leaves the other ranks; a process that ends within a group may abort at its exit."""
-        if not self._opened or not dist.is_initialized():
-            return
-        if error is None:
+        """Waits for the other ranks; the group stays, as a later run of the same processes takes it again."""
+        if error is None and self._opened:
             dist.barrier()
-        dist.destroy_process_group()
-        self._opened = False
 
     @property
     def is_distributed(self) -> bool:
