@@ -52,8 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (SftcoreError, OSError) as error:
         return _fail(error, 1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        if launch.reports_to_launcher():
+            launch.write_error(error, "")
+        else:
+            print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
         if not launch.reports_to_launcher():

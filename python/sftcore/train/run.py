@@ -176,7 +176,7 @@ def _begin_folder(
     """Makes the run folder, with what there is to know of the run before its first step."""
     run_folder = (resume and resume.run_folder) or make_run_folder(config)
     write_args(run_folder, config)
-    write_environment(run_folder, engine.world.run_id)
+    write_environment(run_folder, engine.world)
     if isinstance(loader, BatchLoader):
         save_data(loader, run_folder)
     return run_folder

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sftcore.config import TrainConfig
-from sftcore.errors import SftcoreError
+from sftcore.errors import SftcoreError, StoppedError
 from sftcore.train.distributed.world import World
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ class Engine:
         """Leaves the other ranks; a process that ends within a group may abort at its exit."""
         if not self._opened or not dist.is_initialized():
             return
-        if error is None:
-            dist.barrier()
+        if error is None or isinstance(error, StoppedError):
+            dist.barrier()  # none leaves while another still writes
         dist.destroy_process_group()
         self._opened = False
 

@@ -22,6 +22,12 @@ _GONE = (
 _LATE = ("timed out", "timeout")
 
 
+def is_of_peers(error: BaseException) -> bool:
+    """Whether an error comes from talking to other processes, not from what this one does by itself."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
+
+
 @contextlib.contextmanager
 def explain_lost_peers(world: World) -> Iterator[None]:
     """Turns the errors of collective operations into one that says which rank noticed, and what.
@@ -32,10 +38,9 @@ def explain_lost_peers(world: World) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        text = str(error)
-        is_of_group = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
-        if world.size == 1 or not is_of_group:
+        if world.size == 1 or not is_of_peers(error):
             raise
+        text = str(error)
         low = text.lower()
         if any(word in low for word in _LATE):
             what = (
