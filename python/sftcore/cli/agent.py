@@ -42,7 +42,7 @@ from sftcore.errors import ConfigError
 # a stop waits until a large checkpoint is written
 _SECONDS_TO_SAVE = 1800
 # what a process has to end by itself when another one failed
-_SECONDS_TO_FAIL = 10
+_SECONDS_TO_FAIL = 5
 _SECONDS_TO_JOIN = 900
 _SECONDS_BETWEEN_STOPS = 1.0
 _OF_STOPS = ("StoppedError", "KeyboardInterrupt")
@@ -79,10 +79,12 @@ class Failure:
         """Whether it is no more than the echo of another failure."""
         return self.kind == "PeerError"
 
-    def describe(self) -> str:
+    def describe(self, *, names_rank: bool = False) -> str:
         """Returns a line for people, or the traceback of a bug."""
         if self.text:
-            return self.text
+            head, mark, rest = self.text.partition("error: ")
+            is_line = names_rank and mark and not head
+            return f"error: rank {self.rank}: {rest}" if is_line else self.text
         if self.code >= 0:
             return f"error: rank {self.rank} ended with exit code {self.code}"
         name = signal.Signals(-self.code).name
@@ -343,8 +345,8 @@ class Agent(LocalElasticAgent):
         if self.failures:
             running = [one for one in self._processes().values() if one.poll() is None]
             is_young = time.monotonic() - self._failed_at < _SECONDS_TO_FAIL
-            if self.failures[0].lost_another and running and is_young:
-                # the rank that was lost is still on its way out, with the error that matters
+            if running and is_young:
+                # the others end by themselves, among them perhaps the one whose error matters
                 return RunResult(state=WorkerState.HEALTHY)
             return self._give_up(WorkerState.FAILED)
         self.lost_node = self.watch.lost() if self.watch else None
@@ -396,7 +398,11 @@ class Agent(LocalElasticAgent):
     def _cause(self) -> str:
         """Returns why the processes of this start ended, in words for people."""
         if self.failures:
-            return self.failures[0].describe()
+            first = self.failures[0]
+            is_of_all = sum(failure.text == first.text for failure in self.failures) > 1
+            is_alone = self._worker_group.workers[0].world_size == 1
+            # a wrong setting or row is found by every rank
+            return first.describe(names_rank=not is_of_all and not is_alone)
         assert self.lost_node is not None
         if self.lost_node == 0:
             return (

@@ -24,7 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from sftcore.errors import StoppedError
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)
-_SECONDS_TO_FAIL = 10
+_SECONDS_TO_FAIL = 5
 _HAS_LAUNCHER = "SFTCORE_LAUNCHER_PID" in os.environ
 
 

@@ -136,5 +136,5 @@ def _check_single() -> None:
         raise ConfigError(
             f"this process does not know the others ({many}): each would be a run of its own; start one launcher a "
             "node (NPROC_PER_NODE=2 sftcore train ..., with NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT on many "
-            "nodes), or torchrun -m sftcore.cli train ..."
+            "nodes), or torchrun -m sftcore.cli train ...; set RANK=0 WORLD_SIZE=1 where that is what you want"
         )
