@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from launched_runs import SFTCORE, Run, newest, words_of
-
 from sftcore.train.checkpoints import find_fault, list_checkpoints
 
 ADDRESSES = ("10.77.23.1", "10.77.23.2")

@@ -249,8 +249,9 @@ class Agent(LocalElasticAgent):
         handler = self._worker_group.spec.rdzv_handler
         try:
             result = self.run()
-            # other nodes hear of it, and do not wait for this one
-            handler.shutdown()
+            if self.lost_node != 0:
+                # other nodes hear of it, and do not wait for this one
+                handler.shutdown()
         except SignalException:
             return self._end_stopped()
         except RendezvousError as error:
