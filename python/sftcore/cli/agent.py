@@ -8,21 +8,20 @@ line says nothing by itself. A second stop ends all at once.
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
 from torch.distributed.elastic.agent.server.api import (
     RunResult,
     WorkerGroup,
@@ -35,61 +34,22 @@ from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters, registry
 
+from sftcore.cli.failures import Failure, read_failure
 from sftcore.cli.launch import FAILED_FILE, LAUNCH_ID, LAUNCHER_PID, RESTARTS, Place
-from sftcore.cli.nodes import NodeWatch, wait_for_first_node
+from sftcore.cli.nodes import NodeWatch, interface_to, wait_for_first_node
 from sftcore.errors import ConfigError
 
 # a stop waits until a large checkpoint is written
 _SECONDS_TO_SAVE = 1800
-# what a process has to end by itself when another one failed
+# what a process has to end by itself when another one failed, and once more when it is told to
 _SECONDS_TO_FAIL = 5
 _SECONDS_TO_JOIN = 900
 _SECONDS_BETWEEN_STOPS = 1.0
-_OF_STOPS = ("StoppedError", "KeyboardInterrupt")
 _STOPS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
-    """Why a process ended.
-
-    Attributes:
-        rank: The process.
-        code: Its exit code, or the negative number of the signal that ended it.
-        kind: The class of its error; empty where it left none.
-        text: What a user is to read of it; empty where it left nothing.
-        is_final: Whether it would come again, or was asked for.
-    """
-
-    rank: int
-    code: int
-    kind: str
-    text: str
-    is_final: bool
-
-    @property
-    def exit_code(self) -> int:
-        """What a command exits with, as a shell shows it."""
-        return 128 - self.code if self.code < 0 else self.code
-
-    @property
-    def lost_another(self) -> bool:
-        """Whether it is no more than the echo of another failure."""
-        return self.kind == "PeerError"
-
-    def describe(self, *, names_rank: bool = False) -> str:
-        """Returns a line for people, or the traceback of a bug."""
-        if self.text:
-            head, mark, rest = self.text.partition("error: ")
-            is_line = names_rank and mark and not head
-            return f"error: rank {self.rank}: {rest}" if is_line else self.text
-        if self.code >= 0:
-            return f"error: rank {self.rank} ended with exit code {self.code}"
-        name = signal.Signals(-self.code).name
-        hint = "; the system may have run out of memory" if name == "SIGKILL" else ""
-        return f"error: rank {self.rank} was killed by {name}{hint}"
+# what nodes tell each other, in the store of a start
+_CAUSE, _HEARD = "sftcore/cause", "sftcore/heard"
 
 
 def run_processes(place: Place, words: Sequence[str], *, max_restarts: int) -> int:
@@ -107,20 +67,17 @@ def run_processes(place: Place, words: Sequence[str], *, max_restarts: int) -> i
         ConfigError: The address or the port of node 0 cannot be used.
     """
     if not os.environ.get("SFTCORE_DEBUG"):
-        _silence(logging.getLogger("torch.distributed.elastic"))
+        # torchrun reports each failure in a form of its own, with all the processes that it ended
+        logger = logging.getLogger("torch.distributed.elastic")
+        logger.addHandler(logging.NullHandler())
+        logger.propagate = False
     with tempfile.TemporaryDirectory(prefix="sftcore-") as folder:
         failed_file = Path(folder) / "failed"
         _set_environment(place, failed_file)
-        # until there are processes, a stop ends the launcher as it ends any other program
-        agent = _make_agent(place, words, max_restarts, Path(folder), failed_file)
-        with agent:
+        spec = _make_spec(place, words, max_restarts)
+        logs = DefaultLogsSpecs(log_dir=folder)
+        with Agent(spec, logs, place=place, failed_file=failed_file) as agent:
             return agent.run_to_end()
-
-
-def _silence(logger: logging.Logger) -> None:
-    """Keeps torchrun's own words to itself: it reports each failure in its own form, with all that it ended."""
-    logger.addHandler(logging.NullHandler())
-    logger.propagate = False
 
 
 def _set_environment(place: Place, failed_file: Path) -> None:
@@ -143,38 +100,14 @@ def _threads(num_processes: int) -> int:
     return max(1, (cores or 1) // num_processes)
 
 
-def interface_to(address: str, port: int) -> str:
-    """Returns the network interface by which this node reaches another one, or on which it is that node itself.
-
-    Left alone, gloo takes the interface of the host name, which on many systems is the loopback.
-
-    Raises:
-        ConfigError: There is no way to the address.
-    """
-    try:
-        family, kind, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.connect(target)  # nothing is sent
-            own = str(probe.getsockname()[0])
-    except OSError as error:
-        raise ConfigError(
-            f"MASTER_ADDR={address} cannot be reached from this node ({error.strerror or error}); expected the address "
-            "of node 0"
-        ) from error
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(each.address.partition("%")[0] == own for each in addresses):
-            return str(name)
-    raise ConfigError(
-        f"no network interface of this node has {own}, by which it reaches MASTER_ADDR={address}; name one with "
-        "GLOO_SOCKET_IFNAME"
-    )
-
-
-def _make_agent(
-    place: Place, words: Sequence[str], max_restarts: int, folder: Path, failed_file: Path
-) -> Agent:
+def _make_spec(place: Place, words: Sequence[str], max_restarts: int) -> WorkerSpec:
     if place.node:
         wait_for_first_node(place, _SECONDS_TO_JOIN)
+    elif place.nodes > 1:
+        print(
+            f"node 0 of {place.nodes} waits for the others at {place.address}:{place.port}",
+            file=sys.stderr,
+        )
     parameters = RendezvousParameters(
         backend="c10d",
         endpoint=f"{place.address}:{place.port}",
@@ -196,7 +129,7 @@ def _make_agent(
             f"node {place.node} cannot use {place.address}:{place.port} ({reason}); MASTER_ADDR is to be an address of "
             "node 0, and MASTER_PORT a free port there, the same on all nodes"
         ) from error
-    spec = WorkerSpec(
+    return WorkerSpec(
         role="rank",
         local_world_size=place.processes,
         entrypoint=sys.executable,
@@ -206,7 +139,6 @@ def _make_agent(
         monitor_interval=0.2,
         master_addr=place.address,
     )
-    return Agent(spec, DefaultLogsSpecs(log_dir=str(folder)), place=place, failed_file=failed_file)
 
 
 class Agent(LocalElasticAgent):
@@ -219,7 +151,8 @@ class Agent(LocalElasticAgent):
         self.place = place
         self.failed_file = failed_file
         self.watch = NodeWatch(place) if place.nodes > 1 else None
-        # of this start: the processes that ended by themselves, in the order in which that was seen
+        # of this start: the processes that ended by themselves, causes before echoes, in the order in which they
+        # were seen
         self.failures: list[Failure] = []
         self.lost_node: int | None = None
         self._starts = 0
@@ -246,16 +179,16 @@ class Agent(LocalElasticAgent):
 
     def run_to_end(self) -> int:
         """Runs the processes, says why they ended, and returns the exit code of the run."""
-        handler = self._worker_group.spec.rdzv_handler
         try:
             result = self.run()
             if self.lost_node != 0:
-                # other nodes hear of it, and do not wait for this one
-                handler.shutdown()
-        except SignalException:
-            return self._end_stopped()
+                self._part_from_others()
+        except SignalException as stopped:
+            return self._end_stopped(self._stopped_by or int(stopped.sigval))
         except RendezvousError as error:
-            return self._end_apart(str(error).splitlines()[0])
+            if not self.failures:
+                return self._end_apart(str(error).splitlines()[0])
+            result = RunResult(state=WorkerState.FAILED)
         if result is None:
             return self._end_apart("the run ended while this node waited to join it")
         if result.state == WorkerState.SUCCEEDED:
@@ -268,16 +201,15 @@ class Agent(LocalElasticAgent):
     def _stop(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
         if not self._stopped_at:
-            self._stopped_at = now
+            self._stopped_at, self._stopped_by = now, number
             # the processes know SIGTERM and SIGINT; run() passes it on to them, and waits
             passed = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
-            self._stopped_by = number
             raise SignalException(f"stopped by {number}", sigval=passed)
         # schedulers tell each process of a job, some more than once
         if now - self._stopped_at > _SECONDS_BETWEEN_STOPS:
             for process in self._processes().values():
                 if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
+                    process.kill()
 
     def _pass_on(self, number: int, _: FrameType | None) -> None:
         """Hands SIGUSR1 to the processes that are far enough to take it, for it would end the others."""
@@ -285,22 +217,17 @@ class Agent(LocalElasticAgent):
             if process.poll() is None and _takes(process.pid, number):
                 process.send_signal(number)
 
-    def _end_stopped(self) -> int:
+    def _end_stopped(self, number: int) -> int:
         """Says what the stop has led to."""
-        found = [
-            self._failure(rank) for rank, process in self._processes().items() if process.poll()
-        ]
-        errors = [one for one in found if one.text and one.kind not in (*_OF_STOPS, "PeerError")]
-        saved = [one for one in found if one.kind == "StoppedError"]
+        found = self._ended()
+        errors = [one for one in found if one.text and not one.is_stop and not one.is_echo]
         if errors:
-            print(errors[0].describe(), file=sys.stderr)
+            print(errors[0].describe(names_rank=True), file=sys.stderr)
             return errors[0].exit_code
-        name = signal.Signals(self._stopped_by).name
-        print(
-            saved[0].text if saved else f"stopped by {name}, with nothing new to save",
-            file=sys.stderr,
-        )
-        return 128 + self._stopped_by
+        saved = [one.text for one in found if one.kind == "StoppedError"]
+        name = signal.Signals(number).name
+        print(saved[0] if saved else f"stopped by {name}, with nothing to save", file=sys.stderr)
+        return 128 + number
 
     # -- failures ------------------------------------------------------------------------------------------------
 
@@ -310,43 +237,38 @@ class Agent(LocalElasticAgent):
         handlers = context.subprocess_handlers if isinstance(context, SubprocessContext) else {}
         return {rank: handler.proc for rank, handler in handlers.items()}
 
-    def _failure(self, local_rank: int) -> Failure:
+    def _ended(self) -> list[Failure]:
+        """Returns why those processes ended that did not end well."""
         context = self._pcontext
-        assert isinstance(context, SubprocessContext)
-        process = context.subprocess_handlers[local_rank].proc
-        found = ProcessFailure(
-            local_rank=local_rank,
-            pid=process.pid,
-            exitcode=process.returncode,
-            error_file=context.error_files[local_rank],
-        )
-        message = found.error_file_data.get("message")
-        extra = message.get("extraInfo", {}) if isinstance(message, dict) else {}
-        return Failure(
-            rank=self._worker_group.workers[local_rank].global_rank,
-            code=found.exitcode,
-            kind=str(extra.get("kind", "")),
-            text=str(extra.get("text", "")),
-            is_final=bool(extra.get("is_final")),
-        )
+        return [
+            read_failure(
+                ProcessFailure(
+                    local_rank=place,
+                    pid=process.pid,
+                    exitcode=process.returncode,
+                    error_file=context.error_files[place],
+                ),
+                self._worker_group.workers[place].global_rank,
+            )
+            for place, process in self._processes().items()
+            if isinstance(context, SubprocessContext) and process.poll()
+        ]
 
     def _note_failures(self) -> None:
         known = {failure.rank for failure in self.failures}
-        fresh = [
-            self._failure(rank) for rank, process in self._processes().items() if process.poll()
-        ]
-        fresh = [failure for failure in fresh if failure.rank not in known]
+        fresh = [failure for failure in self._ended() if failure.rank not in known]
         if fresh and not self.failures:
             self._failed_at = time.monotonic()
-        self.failures += fresh
-        self.failures.sort(key=lambda failure: failure.lost_another)
+        self.failures = sorted([*self.failures, *fresh], key=lambda failure: failure.is_echo)
+
+    def _has_running(self) -> bool:
+        return any(process.poll() is None for process in self._processes().values())
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         self._note_failures()
         if self.failures:
-            running = [one for one in self._processes().values() if one.poll() is None]
             is_young = time.monotonic() - self._failed_at < _SECONDS_TO_FAIL
-            if running and is_young:
+            if self._has_running() and is_young:
                 # the others end by themselves, among them perhaps the one whose error matters
                 return RunResult(state=WorkerState.HEALTHY)
             return self._give_up(WorkerState.FAILED)
@@ -356,25 +278,60 @@ class Agent(LocalElasticAgent):
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state == WorkerState.FAILED:
             # one failed since the look above; the agent has ended the others, and knows it as the first
-            failed = [self._failure(each.local_rank) for each in result.failures.values()]
-            self.failures = sorted(failed, key=lambda failure: failure.lost_another)
+            order = {rank: place for place, rank in enumerate(result.failures)}
+            self.failures = sorted(
+                self._ended(), key=lambda one: (one.is_echo, order.get(one.rank, len(order)))
+            )
             return self._give_up(WorkerState.FAILED)
         return result
 
     def _give_up(self, state: WorkerState) -> RunResult:
         """Ends the processes that are left, and keeps the run from starting anew where that is of no use."""
+        self._shutdown()
+        if self.place.nodes > 1 and self.failures:
+            with contextlib.suppress(RuntimeError):  # the store of node 0 may be gone
+                self._tell_nodes()
         if self.lost_node == 0 or any(failure.is_final for failure in self.failures):
             self._remaining_restarts = 0
-        self._shutdown()
         return RunResult(state=state)
+
+    def _tell_nodes(self) -> None:
+        """Tells the other nodes why the run ends, or learns it from them."""
+        store: Any = self._store
+        if not self.failures[0].is_echo:
+            store.set(_CAUSE, self.failures[0].pack(self.place.node))
+        else:
+            store.wait([_CAUSE], datetime.timedelta(seconds=2 * _SECONDS_TO_FAIL))
+            self.failures.insert(0, Failure.unpack(store.get(_CAUSE).decode()))
+        store.set(f"{_HEARD}/{self.place.node}", "")
+
+    def _part_from_others(self) -> None:
+        """Leaves the rendezvous, which tells other nodes that this one does not start anew."""
+        if self.place.nodes > 1 and self.place.node == 0 and self.failures:
+            # the store that tells them why ends with this process
+            names = [f"{_HEARD}/{node}" for node in range(1, self.place.nodes)]
+            store: Any = self._store
+            with contextlib.suppress(RuntimeError):
+                store.wait(names, datetime.timedelta(seconds=2 * _SECONDS_TO_FAIL))
+        self._worker_group.spec.rdzv_handler.shutdown()
 
     def _shutdown(
         self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = _SECONDS_TO_FAIL
     ) -> None:
-        if not self._stopped_at or self.failures or self.lost_node is not None:
+        is_failure = bool(self.failures) or self.lost_node is not None
+        if not self._stopped_at or is_failure:
+            if not is_failure:
+                # another node left or starts anew, and the processes here are about to learn it
+                self._wait_for_ends()
             self.failed_file.touch()
             timeout = _SECONDS_TO_FAIL
         super()._shutdown(death_sig, timeout)
+
+    def _wait_for_ends(self) -> None:
+        begun = time.monotonic()
+        while self._has_running() and time.monotonic() - begun < _SECONDS_TO_FAIL:
+            time.sleep(0.1)
+        self._note_failures()
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self.failures, self.lost_node = [], None
@@ -386,44 +343,47 @@ class Agent(LocalElasticAgent):
         return dict(super()._start_workers(worker_group))
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
-        done = worker_group.spec.max_restarts - self._remaining_restarts
+        limit = worker_group.spec.max_restarts
         if self.failures or self.lost_node is not None:
-            print(
-                f"{self._cause()}\nstarting all processes anew ({done} of {worker_group.spec.max_restarts})",
-                file=sys.stderr,
-            )
+            text = f"{self._cause()}\nstarting all processes anew ({limit - self._remaining_restarts} of {limit})"
         else:
-            print("a node came back: starting all processes anew", file=sys.stderr)
+            text = "a node starts anew, and all processes with it"
+        print(text, file=sys.stderr)
         super()._restart_workers(worker_group)
+
+    def _stop_workers(self, worker_group: WorkerGroup) -> None:
+        super()._stop_workers(worker_group)
+        self._pcontext = None
 
     def _cause(self) -> str:
         """Returns why the processes of this start ended, in words for people."""
         if self.failures:
             first = self.failures[0]
+            # a wrong setting or row is found by every rank
             is_of_all = sum(failure.text == first.text for failure in self.failures) > 1
             is_alone = self._worker_group.workers[0].world_size == 1
-            # a wrong setting or row is found by every rank
-            return first.describe(names_rank=not is_of_all and not is_alone)
+            return first.describe(names_rank=not is_of_all and not is_alone and not first.is_echo)
         assert self.lost_node is not None
+        seconds = f"{self.place.seconds:.0f} seconds"
+        silence = (
+            f"node {self.lost_node} was not heard of for {seconds}: it is down, or its line is"
+        )
         if self.lost_node == 0:
             return (
-                f"error: node 0 was not heard of for {self.place.seconds:.0f} seconds: it is down, or its line is; as "
-                "it keeps the nodes together, start all launchers again, with --resume_from_checkpoint last"
+                f"error: {silence}; as it keeps the nodes together, start all launchers again, with "
+                "--resume_from_checkpoint last"
             )
-        return (
-            f"error: node {self.lost_node} was not heard of for {self.place.seconds:.0f} seconds: it is down, or its "
-            "line is; the last checkpoint is good (--resume_from_checkpoint last)"
-        )
+        return f"error: {silence}; the last checkpoint is good (--resume_from_checkpoint last)"
 
     def _end_apart(self, reason: str) -> int:
         """Says why the nodes are not together."""
         if self.place.node:
-            reason = f"node 0 has ended or cannot be reached; its last lines say why ({reason})"
+            text = f"node 0 has ended or cannot be reached ({reason}); its last lines say why"
         elif self.lost_node is not None:
-            reason = f"node {self.lost_node} did not come back within {_SECONDS_TO_JOIN} seconds ({reason})"
+            text = f"node {self.lost_node} did not come back within {_SECONDS_TO_JOIN} seconds ({reason})"
         else:
-            reason = f"the nodes did not come together within {_SECONDS_TO_JOIN} seconds ({reason})"
-        print(f"error: {reason}", file=sys.stderr)
+            text = f"the nodes did not come together within {_SECONDS_TO_JOIN} seconds ({reason})"
+        print(f"error: {text}", file=sys.stderr)
         return 1
 
 

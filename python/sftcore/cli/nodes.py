@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 
+import psutil
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from sftcore.cli.launch import Place
@@ -42,6 +43,33 @@ def wait_for_first_node(place: Place, seconds: float) -> None:
             print(f"waiting for node 0 at {place.address}:{place.port}", file=sys.stderr)
             is_said = True
         time.sleep(1)
+
+
+def interface_to(address: str, port: int) -> str:
+    """Returns the network interface by which this node reaches another one, or on which it is that node itself.
+
+    Left alone, gloo takes the interface of the host name, which on many systems is the loopback.
+
+    Raises:
+        ConfigError: There is no way to the address.
+    """
+    try:
+        family, kind, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(target)  # nothing is sent
+            own = str(probe.getsockname()[0])
+    except OSError as error:
+        raise ConfigError(
+            f"MASTER_ADDR={address} cannot be reached from this node ({error.strerror or error}); expected the address "
+            "of node 0"
+        ) from error
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address.partition("%")[0] == own for each in addresses):
+            return str(name)
+    raise ConfigError(
+        f"no network interface of this node has {own}, by which it reaches MASTER_ADDR={address}; name one with "
+        "GLOO_SOCKET_IFNAME"
+    )
 
 
 class NodeWatch(threading.Thread):
