@@ -18,14 +18,19 @@ _GONE = (
     "socket",
     "remote process exited",
     "aborted",
+    "likely closed",
+    "got 0 bytes",
 )
+# gloo names its source files
+_BACKENDS = ("/gloo/", "Gloo", "NCCL")
 _LATE = ("timed out", "timeout")
 
 
 def is_of_peers(error: BaseException) -> bool:
     """Whether an error comes from talking to other processes, not from what this one does by itself."""
     text = str(error)
-    return isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
+    is_of_backend = isinstance(error, RuntimeError) and any(name in text for name in _BACKENDS)
+    return isinstance(error, dist.DistError) or is_of_backend
 
 
 @contextlib.contextmanager
