@@ -23,7 +23,7 @@ from launched_runs import SFTCORE, Run, newest, words_of
 from sftcore.train.checkpoints import find_fault, list_checkpoints
 
 ADDRESSES = ("10.77.23.1", "10.77.23.2")
-SILENCE = 6
+SILENCE = 8
 
 
 def ip(*words: str) -> None:

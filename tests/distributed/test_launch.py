@@ -17,6 +17,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from launched_runs import SFTCORE, STEPS, Run, newest, words_of
+from sftcore.cli import main
 from sftcore.cli.launch import read_place
 from sftcore.config import TrainConfig
 from sftcore.errors import ConfigError
@@ -96,6 +97,13 @@ def test_accelerate_which_starts_one_process_in_place_of_two_is_refused(
         assert run.end() != 0
     assert run.said.count("error: this process does not know the others (accelerate launch") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_the_rank_that_a_launcher_adds_to_the_words_is_no_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--local-rank=1", "train", "--no_such_flag", "1"]) == 2
+    assert "unknown flag --no_such_flag" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
@@ -252,11 +260,11 @@ def test_a_rank_that_hangs_ends_the_run_with_what_to_do(
     model: Path, rows: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    words = words_of(model, rows, folder, max_steps=10_000, ddp_timeout=5)
+    words = words_of(model, rows, folder, max_steps=10_000, ddp_timeout=12)
     with Run(words, tmp_path / "log", **TWO) as run:
         run.wait_until(lambda: newest(folder) >= 2)
         os.kill(run.ranks()[1], signal.SIGSTOP)
-        assert run.end(seconds=40) == 1
+        assert run.end(seconds=50) == 1
         assert run.ranks() == {}
     assert run.said.count("rank 0: another process did not answer in time: it hangs") == 1
     assert "raise --ddp_timeout" in run.said

@@ -226,7 +226,7 @@ class Agent(LocalElasticAgent):
             return errors[0].exit_code
         saved = [one.text for one in found if one.kind == "StoppedError"]
         name = signal.Signals(number).name
-        print(saved[0] if saved else f"stopped by {name}, with nothing to save", file=sys.stderr)
+        print(saved[0] if saved else f"stopped by {name}; it was not saved", file=sys.stderr)
         return 128 + number
 
     # -- failures ------------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `sftcore` and returns its exit code."""
     parser, commands = _parser()
     words = [_plain(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    if words and words[0].startswith("--local_rank="):
+        del words[0]  # launchers of old add it, and say it in the environment too
     if words and words[0] in _ALIASES:
         words[0] = _ALIASES[words[0]]
     known, unknown = parser.parse_known_args(words)
