@@ -272,10 +272,15 @@ def test_a_rank_that_hangs_ends_the_run_with_what_to_do(
     assert find_fault(steps[max(steps)]) is None
 
 
-def test_processes_end_with_their_launcher(model: Path, rows: Path, tmp_path: Path) -> None:
+def test_processes_save_for_their_launcher_and_end_with_it(
+    model: Path, rows: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
-    with Run(words_of(model, rows, folder, max_steps=10_000), tmp_path / "log", **TWO) as run:
-        run.wait_until(lambda: newest(folder) >= 2)
+    words = words_of(model, rows, folder, max_steps=10_000, save_steps=10_000)
+    with Run(words, tmp_path / "log", **TWO) as run:
+        run.wait_until(lambda: (folder / "logging.jsonl").exists())
+        run.process.send_signal(signal.SIGUSR1)
+        run.wait_until(lambda: newest(folder))
         assert len(run.ranks()) == 2
         run.process.kill()
         begun = time.monotonic()
