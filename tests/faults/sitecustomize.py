@@ -41,7 +41,7 @@ class Break(importlib.abc.MetaPathFinder):
             whole(module)
             module.WriteLedger.on_step_end = fail  # type: ignore[attr-defined]
 
-        spec.loader.exec_module = load  # type: ignore[method-assign]
+        spec.loader.exec_module = load
         return spec
 
 
