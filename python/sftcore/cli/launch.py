@@ -1,33 +1,58 @@
 """Starts the processes of a run: `NPROC_PER_NODE=2 sftcore train ...` is one command with two of them.
 
 In come the variables that users of torchrun and of ms-swift know (NPROC_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR,
-MASTER_PORT), out go torchrun's agents and their exit code. Rank 0 speaks for all; where a process fails, its error
-is the one that is shown, not those of the ranks that lost it. A stop (SIGTERM, Ctrl-C) reaches every process and waits
-until the run is saved, while a process that failed takes the others with it within seconds.
+MASTER_PORT), out go the processes and their exit code. What happens to them is the matter of `agent.py`; here is what a
+process and its launcher say to each other, without loading torch. An error is left in a file for the launcher, which
+shows one: that of the process that failed first, not those of the ranks that lost it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
-import logging
 import os
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-from sftcore.errors import ConfigError
+from sftcore.errors import CheckpointError, ConfigError, PeerError, SftcoreError
 
-_VARIABLES = ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-STOP_FILE = "SFTCORE_STOP_FILE"
-"""Names a file that is there once the launcher was told to stop; without it, SIGTERM means that another rank failed."""
-# a stop waits until a large checkpoint is written
-_SECONDS_TO_SAVE = 1800
+_VARIABLES = ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_PORT")
+LAUNCHER_PID = "SFTCORE_LAUNCHER_PID"
+"""Names the process that started this one, watches it and shows its error."""
+LAUNCH_ID = "SFTCORE_LAUNCH_ID"
+"""Names the life of a launcher, so that a run that is started anew finds what it wrote, and no older run."""
+RESTARTS = "SFTCORE_RESTARTS"
+"""Says how often the launcher has started the processes anew, for whatever reason."""
+FAILED_FILE = "SFTCORE_FAILED_FILE"
+"""Names a file that is there once a process failed: a SIGTERM that comes then is no wish to save and stop."""
+_DEFAULT_PORT = 29500
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where the processes of this node stand among all.
+
+    Attributes:
+        processes: Of this node.
+        nodes: All nodes.
+        node: The number of this one, from 0.
+        address: Of node 0.
+        port: Of node 0; 0 takes a free one.
+        seconds: How long a node may be silent before it is taken for lost.
+    """
+
+    processes: int
+    nodes: int
+    node: int
+    address: str
+    port: int
+    seconds: float
 
 
 def is_wanted() -> bool:
@@ -47,64 +72,27 @@ def launch(words: Sequence[str], *, max_restarts: int = 0) -> int:
         The exit code of the run: 0, that of the process that failed first, or 128 and the signal that stopped it.
 
     Raises:
-        ConfigError: A variable is missing or no number.
+        ConfigError: A variable is missing or wrong.
     """
-    where = _read_variables()
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    place = read_place()
+    from sftcore.cli.agent import (
+        run_processes,
+    )  # torch is loaded once the variables are known to be right
 
-    if where["nproc_per_node"] > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", str(_threads(where["nproc_per_node"])))
-    # with restarts the nodes find each other anew, else each has its fixed place
-    is_static = where["nnodes"] > 1 and not max_restarts
-    with tempfile.TemporaryDirectory(prefix="sftcore-") as folder:
-        stop_file = Path(folder) / "stop"
-        os.environ[STOP_FILE] = str(stop_file)
-        config = LaunchConfig(
-            min_nodes=where["nnodes"],
-            max_nodes=where["nnodes"],
-            nproc_per_node=where["nproc_per_node"],
-            run_id=where["run_id"],
-            rdzv_backend="static" if is_static else "c10d",
-            rdzv_endpoint=where["endpoint"],
-            rdzv_configs={"rank": where["node_rank"], "timeout": 900}
-            if is_static
-            else {"is_host": where["node_rank"] == 0, "timeout": 900},
-            max_restarts=max_restarts,
-            monitor_interval=0.5,
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
-            signals_to_handle="SIGHUP,SIGQUIT",
-            shutdown_timeout=_SECONDS_TO_SAVE,
-        )
-
-        def stop(number: int, _: FrameType | None) -> None:
-            stop_file.touch()
-            for each in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(each, signal.SIG_IGN)
-            # the agent passes it on to the processes and waits for them
-            raise SignalException(f"stopped by {number}", sigval=signal.Signals(number))
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-        try:
-            elastic_launch(config, sys.executable)("-m", "sftcore.cli", *words)
-        except SignalException as stopped:
-            return 128 + int(stopped.sigval)
-        except ChildFailedError as failed:
-            return _report(failed.failures)
-    return 0
+    return run_processes(place, words, max_restarts=max_restarts)
 
 
-def _read_variables() -> dict[str, Any]:
+def read_place() -> Place:
+    """Returns what the environment says of this node.
+
+    Raises:
+        ConfigError: A variable is missing or wrong.
+    """
     numbers = {"NPROC_PER_NODE": 1, "NNODES": 1, "NODE_RANK": 0, "MASTER_PORT": 0}
-    for name, default in numbers.items():
-        text = os.environ.get(name, str(default))
+    for name in _VARIABLES:
+        text = os.environ.get(name, str(numbers[name]))
         if name == "NPROC_PER_NODE" and text in ("gpu", "auto"):
-            import torch
-
-            text = str(torch.cuda.device_count() or 1)
+            text = _count_gpus()
         if not text.isdecimal():
             raise ConfigError(f"{name}={text}: expected a whole number")
         numbers[name] = int(text)
@@ -114,64 +102,49 @@ def _read_variables() -> dict[str, Any]:
             raise ConfigError(f"{name}=0: expected 1 or more")
     if node >= nodes:
         raise ConfigError(f"NODE_RANK={node} is out of range: expected 0 to {nodes - 1}")
-    address = os.environ.get("MASTER_ADDR")
-    if nodes > 1:
-        if missing := [name for name in ("NODE_RANK", "MASTER_ADDR") if name not in os.environ]:
-            raise ConfigError(
-                f"NNODES={nodes} needs {' and '.join(missing)} too: the number of this node from 0, and the address of "
-                "node 0, which all nodes reach"
-            )
-        port = port or 29500
-    elif not address:
-        address = "127.0.0.1"
-    return {
-        "nproc_per_node": numbers["NPROC_PER_NODE"],
-        "nnodes": nodes,
-        "node_rank": node,
-        "endpoint": f"{address}:{port}",
-        # all nodes must say the same, and a run that is started once more is another one
-        "run_id": os.environ.get("SFTCORE_RUN_ID")
-        or (f"{address}:{port}" if nodes > 1 else f"{os.getpid()}-{time.time_ns()}"),
-    }
+    if port >= 2**16:
+        raise ConfigError(f"MASTER_PORT={port} is out of range: expected 0 to {2**16 - 1}")
+    missing = [name for name in ("NODE_RANK", "MASTER_ADDR") if name not in os.environ]
+    if nodes > 1 and missing:
+        raise ConfigError(
+            f"NNODES={nodes} needs {' and '.join(missing)} too: the number of this node from 0, and the address of "
+            "node 0, which all nodes reach"
+        )
+    silence = os.environ.get("SFTCORE_NODE_TIMEOUT", "60")
+    if not silence.isdecimal() or int(silence) < 1:
+        raise ConfigError(f"SFTCORE_NODE_TIMEOUT={silence}: expected whole seconds, 1 or more")
+    return Place(
+        processes=numbers["NPROC_PER_NODE"],
+        nodes=nodes,
+        node=node,
+        address=os.environ["MASTER_ADDR"] if nodes > 1 else "127.0.0.1",
+        port=port or (_DEFAULT_PORT if nodes > 1 else 0),
+        seconds=float(silence),
+    )
 
 
-def _threads(num_processes: int) -> int:
-    """Returns the threads of each process: more than there are cores make torch many times slower."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // num_processes)
+def _count_gpus() -> str:
+    import torch
+
+    return str(torch.cuda.device_count() or 1)
 
 
-def _report(failures: dict[int, Any]) -> int:
-    """Prints the error of the process that failed first, and returns its exit code."""
-
-    def order(rank: int) -> tuple[bool, float, int]:
-        found = _read_error(failures[rank])
-        return found.get("kind") == "PeerError", float(failures[rank].timestamp), rank
-
-    first = min(failures, key=order)
-    failure = failures[first]
-    found = _read_error(failure)
-    if text := found.get("text"):
-        print(text, file=sys.stderr)
-    elif failure.exitcode < 0:
-        name = signal.Signals(-failure.exitcode).name
-        hint = "; the system may have run out of memory" if name == "SIGKILL" else ""
-        print(f"error: rank {first} was killed by {name}{hint}", file=sys.stderr)
-    else:
-        print(f"error: rank {first} ended with exit code {failure.exitcode}", file=sys.stderr)
-    code = int(failure.exitcode)
-    return 128 - code if code < 0 else code
-
-
-def _read_error(failure: Any) -> dict[str, Any]:
-    message = (failure.error_file_data or {}).get("message")
-    extra = message.get("extraInfo") if isinstance(message, dict) else None
-    return extra if isinstance(extra, dict) else {}
+# -- in a process that was started -----------------------------------------------------------------------------------
 
 
 def reports_to_launcher() -> bool:
     """Whether the launcher shows the error of this process, so that it need not."""
-    return STOP_FILE in os.environ and "TORCHELASTIC_ERROR_FILE" in os.environ
+    return LAUNCHER_PID in os.environ and "TORCHELASTIC_ERROR_FILE" in os.environ
+
+
+def follow_launcher() -> None:
+    """Makes the system end this process when its launcher is gone, where the system can."""
+    launcher = os.environ.get(LAUNCHER_PID)
+    if launcher is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(launcher):
+        os.kill(os.getpid(), signal.SIGKILL)  # it went before the system was told
 
 
 def write_error(error: BaseException, text: str) -> None:
@@ -187,8 +160,19 @@ def write_error(error: BaseException, text: str) -> None:
             "py_callstack": "".join(traceback.format_exception(error)),
             "timestamp": str(int(time.time())),
             "kind": type(error).__name__,
+            "is_final": is_final(error),
             "text": text,
         },
     }
     path = Path(os.environ["TORCHELASTIC_ERROR_FILE"])
-    path.write_text(json.dumps({"message": message}), encoding="utf-8")
+    # the launcher may read it at any moment
+    fresh = path.with_name(f".{path.name}.tmp")
+    fresh.write_text(json.dumps({"message": message}), encoding="utf-8")
+    fresh.replace(path)
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether an error would come again if all processes were started anew, or was asked for."""
+    if isinstance(error, KeyboardInterrupt):
+        return True
+    return isinstance(error, SftcoreError) and not isinstance(error, PeerError | CheckpointError)

@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `sftcore` and returns its exit code."""
     parser, commands = _parser()
     words = [_plain(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    if words and words[0].startswith("--local_rank="):
+        del words[0]  # launchers of old add it, and say it in the environment too
     if words and words[0] in _ALIASES:
         words[0] = _ALIASES[words[0]]
     known, unknown = parser.parse_known_args(words)
@@ -54,8 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 1)
     except ModuleNotFoundError as error:
         return _fail(_missing(error), 1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        if launch.reports_to_launcher():
+            launch.write_error(error, "")
+        else:
+            print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
         if not launch.reports_to_launcher():

@@ -43,20 +43,21 @@ def run(known: argparse.Namespace) -> None:
     config = read_flags(TrainConfig, known)
     if launch.is_wanted():
         sys.exit(launch.launch(["train", *known.command_words], max_restarts=config.max_restarts))
-    if config.max_restarts and "TORCHELASTIC_RUN_ID" not in os.environ:
+    if config.max_restarts and not launch.reports_to_launcher():
         raise ConfigError(
-            "--max_restarts has no effect on one process that no launcher watches; start it with NPROC_PER_NODE=1 "
-            "sftcore train ..."
+            "--max_restarts is of the launcher of sftcore: start it with NPROC_PER_NODE=1 sftcore train ..., or pass "
+            "--max-restarts to torchrun"
         )
+    launch.follow_launcher()
     from sftcore.train import train  # torch is loaded once the settings are known to be right
 
     try:
         result = train(config)
     except StoppedError as stopped:
-        if os.environ.get("RANK", "0") == "0":
-            print(stopped, file=sys.stderr)
         if launch.reports_to_launcher():
-            launch.write_error(stopped, "")
+            launch.write_error(stopped, str(stopped))
+        elif os.environ.get("RANK", "0") == "0":
+            print(stopped, file=sys.stderr)
         sys.exit(stopped.exit_code)
     if not config.dry_run and os.environ.get("RANK", "0") == "0":
         print(result["best_model_checkpoint"])

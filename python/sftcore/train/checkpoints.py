@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 
 from sftcore.errors import CheckpointError, first_line
+from sftcore.train.distributed.lost import is_of_peers
 from sftcore.train.loaders import say
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ class Checkpoints:
                 (parent / name).rename(self.folder / name)
                 _flush_one(self.folder)
         except (OSError, SafetensorError, RuntimeError) as error:
+            if is_of_peers(error):
+                raise
             # safetensors and torch report a failed write with errors of their own
             raise CheckpointError(self._why(name, error, num_bytes())) from error
         finally:

@@ -16,6 +16,7 @@ import yaml
 
 from sftcore.config import TrainConfig
 from sftcore.errors import ConfigError
+from sftcore.train.distributed.world import World
 
 # what decides the numbers of a run
 _PACKAGES = (
@@ -89,19 +90,22 @@ def write_args(folder: Path, config: TrainConfig) -> None:
     (folder / "args.yaml").write_text(text, encoding="utf-8")
 
 
-def write_environment(folder: Path, run_id: str = "") -> None:
+def write_environment(folder: Path, world: World) -> None:
     """Writes `environment.json`: what a run ran with and where, for reports of bugs and for running it again."""
-    text = json.dumps({**environment(), "run_id": run_id}, ensure_ascii=False, indent=2)
+    start = {"run_id": world.run_id, "restarts": world.restarts}
+    text = json.dumps({**environment(), **start}, ensure_ascii=False, indent=2)
     (folder / ENVIRONMENT_FILE).write_text(text, encoding="utf-8")
 
 
-def run_id_of(folder: Path) -> str | None:
-    """Returns what torchrun called the run that wrote a folder; None where it is not known."""
+def is_of_start_before(folder: Path, world: World) -> bool:
+    """Whether a run folder was written by this very run, before its processes were started anew."""
     try:
         found = json.loads((folder / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return found.get("run_id") if isinstance(found, dict) else None
+        return False
+    if not isinstance(found, dict) or not world.run_id or found.get("run_id") != world.run_id:
+        return False
+    return int(found.get("restarts", 0)) < world.restarts
 
 
 def environment() -> dict[str, Any]:

@@ -38,9 +38,10 @@ from sftcore.train.checkpoints import (
     read_object,
 )
 from sftcore.train.distributed.engine import Engine
+from sftcore.train.distributed.lost import is_of_peers
 from sftcore.train.distributed.world import World
 from sftcore.train.loaders import say
-from sftcore.train.output import folder_of_runs, read_args, run_id_of
+from sftcore.train.output import ENVIRONMENT_FILE, folder_of_runs, is_of_start_before, read_args
 
 if TYPE_CHECKING:
     from sftcore.train.trainer import SftTrainer
@@ -95,7 +96,7 @@ def find_resume(config: TrainConfig, engine: Engine) -> Resume | None:
     name = config.resume_from_checkpoint or ""
     found = _restarted(config, engine.world)
     if found is not None:
-        say(f"start {engine.world.restarts + 1} of this run: going on from its last checkpoint")
+        say("started anew: going on from the last checkpoint of this run")
     elif name in ("last", "true", "auto"):
         parent = folder_of_runs(config)
         runs = sorted(parent.glob("v*-*")) if config.add_version else [parent]
@@ -120,13 +121,17 @@ def _restarted(config: TrainConfig, world: World) -> Resume | None:
     if not world.restarts:
         return None
     parent = folder_of_runs(config)
-    folders = sorted(parent.glob("v*-*")) if config.add_version else [parent]
-    own = [folder for folder in folders if run_id_of(folder) == world.run_id]
-    try:
-        return _last_of(own[-1:], config)
-    except ConfigError as error:
-        say(f"warning: {error}; beginning anew")
-        return None
+    folders = parent.glob("v*-*") if config.add_version else [parent]
+    own = [folder for folder in folders if is_of_start_before(folder, world)]
+    found = _last_of([max(own, key=_written)], config) if own else None
+    if found is None:
+        say("started anew: this run has no checkpoint yet, so it begins as it did at first")
+    return found
+
+
+def _written(folder: Path) -> float:
+    """When a run began, or went on, in a folder."""
+    return (folder / ENVIRONMENT_FILE).stat().st_mtime
 
 
 def _last_of(runs: list[Path], config: TrainConfig) -> Resume | None:
@@ -391,6 +396,8 @@ def fitting(load: Callable[[], None], found: Resume) -> None:
     try:
         load()
     except (RuntimeError, ValueError, KeyError) as error:
+        if is_of_peers(error):
+            raise
         changed = ", ".join(f"--{name}" for name in found.changed)
         what = f"; changed since: {changed}" if changed else ""
         raise ConfigError(

@@ -187,7 +187,7 @@ def _begin_folder(
     run_folder = (resume and resume.run_folder) or make_run_folder(config)
     lock.hold(run_folder)
     write_args(run_folder, config)
-    write_environment(run_folder, engine.world.run_id)
+    write_environment(run_folder, engine.world)
     if isinstance(loader, BatchLoader):
         save_data(loader, run_folder)
     return run_folder

@@ -3,7 +3,8 @@
 The first signal lets the optimizer step under way end, saves a checkpoint and leaves with an error that
 carries the exit code; the second ends the process at once, by the system's own default. An evaluation under
 way is left, as it may take longer than the time that is given between SIGTERM and SIGKILL; the resumed run makes
-up for it. A handler that the caller has installed stays, and so does a signal that is ignored.
+up for it. A handler that the caller has installed stays, and so does a signal that is ignored. Under a launcher
+it is the launcher that ends the run at the second signal, as some schedulers send the first to it and to each process.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from sftcore.errors import StoppedError
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)
-_SECONDS_TO_FAIL = 10
+_SECONDS_TO_FAIL = 5
+_HAS_LAUNCHER = "SFTCORE_LAUNCHER_PID" in os.environ
 
 
 def _has_lost_a_peer() -> bool:
     """Whether the launcher ends this process because another one failed, not because it was told to stop."""
-    stop_file = os.environ.get("SFTCORE_STOP_FILE")
-    return stop_file is not None and "RANK" in os.environ and not os.path.exists(stop_file)  # noqa: PTH110
+    failed_file = os.environ.get("SFTCORE_FAILED_FILE")
+    return failed_file is not None and os.path.exists(failed_file)  # noqa: PTH110
 
 
 def _tell(text: str) -> None:
@@ -91,8 +93,10 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self._is_save_asked = True
             _tell(f"{name}: saving at the end of this step, then going on")
             return
+        if self.signal:
+            return
         self.signal = number
-        for stop in _STOPS:
+        for stop in () if _HAS_LAUNCHER else _STOPS:
             if stop in self._previous:
                 signal.signal(stop, signal.SIG_DFL)
         _tell(f"{name}: saving at the end of this step, then leaving; once more leaves at once")

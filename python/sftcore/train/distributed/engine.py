@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sftcore.config import TrainConfig
-from sftcore.errors import SftcoreError
+from sftcore.errors import SftcoreError, StoppedError
 from sftcore.train.distributed.world import World
 
 if TYPE_CHECKING:
@@ -78,8 +78,8 @@ class Engine:
         trace: TracebackType | None,
     ) -> None:
         """Waits for the other ranks; the group stays, as a later run of the same processes takes it again."""
-        if error is None and self._opened:
-            dist.barrier()
+        if self._opened and (error is None or isinstance(error, StoppedError)):
+            dist.barrier()  # none leaves while another still writes
 
     @property
     def is_distributed(self) -> bool:

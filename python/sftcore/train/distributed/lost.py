@@ -18,8 +18,19 @@ _GONE = (
     "socket",
     "remote process exited",
     "aborted",
+    "likely closed",
+    "got 0 bytes",
 )
+# gloo names its source files
+_BACKENDS = ("/gloo/", "Gloo", "NCCL")
 _LATE = ("timed out", "timeout")
+
+
+def is_of_peers(error: BaseException) -> bool:
+    """Whether an error comes from talking to other processes, not from what this one does by itself."""
+    text = str(error)
+    is_of_backend = isinstance(error, RuntimeError) and any(name in text for name in _BACKENDS)
+    return isinstance(error, dist.DistError) or is_of_backend
 
 
 @contextlib.contextmanager
@@ -32,10 +43,9 @@ def explain_lost_peers(world: World) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        text = str(error)
-        is_of_group = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text
-        if world.size == 1 or not is_of_group:
+        if world.size == 1 or not is_of_peers(error):
             raise
+        text = str(error)
         low = text.lower()
         if any(word in low for word in _LATE):
             what = (

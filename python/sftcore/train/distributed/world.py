@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from sftcore.config import TrainConfig
 from sftcore.errors import ConfigError
 
 _NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# of srun and of mpirun, which name the processes in ways of their own
+_OTHER_SIZES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,8 +28,8 @@ class World:
         local_rank: Of this process on its node.
         local_size: The processes of this node.
         model_parallel_size: The processes that work on the same examples.
-        run_id: Names the start of the run on all nodes, also after a restart; empty without torchrun.
-        restarts: How often torchrun has started the processes anew.
+        run_id: Names the life of the launcher of this node, also after a restart; empty where it is not known.
+        restarts: How often the launcher has started the processes anew.
     """
 
     rank: int = 0
@@ -66,6 +69,7 @@ def read_world(config: TrainConfig) -> World:
     """
     values = {name: os.environ.get(name) for name in _NAMES}
     if values["WORLD_SIZE"] is None:
+        _check_single()
         values = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     for name, default in (("LOCAL_RANK", values["RANK"]), ("LOCAL_WORLD_SIZE", "1")):
         # launchers of other projects leave these out on one node
@@ -87,12 +91,50 @@ def read_world(config: TrainConfig) -> World:
             f"{size} processes cannot be grouped by {shared}, as {flags} asks; start a multiple of {shared} "
             f"(NPROC_PER_NODE={shared} sftcore train ...)"
         )
+    # torchrun does not count the starts that follow a change of the nodes
+    restarts = os.environ.get("SFTCORE_RESTARTS") or os.environ.get(
+        "TORCHELASTIC_RESTART_COUNT", "0"
+    )
     return World(
         rank=rank,
         size=size,
         local_rank=local_rank,
         local_size=local_size,
         model_parallel_size=shared,
-        run_id=os.environ.get("TORCHELASTIC_RUN_ID", ""),
-        restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        run_id=_run_id(),
+        restarts=int(restarts),
     )
+
+
+def _run_id() -> str:
+    """Returns what the launcher calls its life; of torchrun, whose own name may be that of other runs, the process."""
+    given = os.environ.get("SFTCORE_LAUNCH_ID")
+    if given or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return given or ""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        # the name in brackets may hold anything; the 22nd field is when the process began, in ticks since the boot
+        after_name = (
+            Path(f"/proc/{os.getppid()}/stat").read_text(encoding="utf-8").rpartition(")")[2]
+        )
+    except OSError:
+        return ""  # not Linux
+    return f"{os.environ['TORCHELASTIC_RUN_ID']} {os.getppid()} {after_name.split()[19]} {boot}"
+
+
+def _check_single() -> None:
+    """Keeps the processes of a launcher that does not say so from being as many runs in one folder.
+
+    Raises:
+        ConfigError: The environment is that of one of several processes.
+    """
+    sizes = {name: os.environ.get(name, "1") for name in _OTHER_SIZES}
+    many = next((f"{name}={size}" for name, size in sizes.items() if size != "1"), None)
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ:
+        many = "accelerate launch with --num_processes 2 or more, which starts one process where there is no GPU"
+    if many:
+        raise ConfigError(
+            f"this process does not know the others ({many}): each would be a run of its own; start one launcher a "
+            "node (NPROC_PER_NODE=2 sftcore train ..., with NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT on many "
+            "nodes), or torchrun -m sftcore.cli train ...; set RANK=0 WORLD_SIZE=1 where that is what you want"
+        )
