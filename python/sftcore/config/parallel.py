@@ -53,6 +53,11 @@ class ParallelConfig:
         check_effects(self, ParallelConfig, needed)
         _ = self.fsdp_arguments
         engines = self.engines
+        if engines or self.max_restarts:
+            raise ConfigError(
+                f"{' and '.join(engines) or '--max_restarts'} is not available yet; processes that NPROC_PER_NODE or "
+                "torchrun starts share the data, each with the whole model (leave it out)"
+            )
         # Ulysses runs on top of ZeRO
         together = {"--deepspeed", "--sequence_parallel_size"}
         if len(engines) > 1 and not set(engines) <= together:
