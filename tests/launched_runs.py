@@ -41,7 +41,8 @@ def words_of(model: Path, rows: Path, output: Path, **settings: object) -> list[
         "gradient_accumulation_steps": 1,
         "learning_rate": 0.01,
         "max_steps": STEPS,
-        "logging_steps": 1,
+        # curves are drawn at a save that follows a log, which takes longer than ten steps
+        "logging_steps": 10,
         "save_steps": 1,
         "save_total_limit": 0,
         "gradient_checkpointing": "false",
