@@ -41,7 +41,8 @@ def words_of(model: Path, rows: Path, output: Path, **settings: object) -> list[
         "gradient_accumulation_steps": 1,
         "learning_rate": 0.01,
         "max_steps": STEPS,
-        "logging_steps": 1,
+        # curves are drawn at a save that follows a log, which takes longer than ten steps
+        "logging_steps": 10,
         "save_steps": 1,
         "save_total_limit": 0,
         "gradient_checkpointing": "false",
@@ -96,7 +97,7 @@ class Run:
                 found[int(variables["RANK"])] = int(folder.name)
         return found
 
-    def wait_until(self, holds: Callable[[], object], *, seconds: float = 100) -> None:
+    def wait_until(self, holds: Callable[[], object], *, seconds: float = 200) -> None:
         """Waits until something holds, and fails with what the run said where it ends before."""
         begun = time.monotonic()
         while not holds():
@@ -104,7 +105,7 @@ class Run:
             assert time.monotonic() - begun < seconds, self.said[-3000:]
             time.sleep(0.002)
 
-    def end(self, *, seconds: float = 100) -> int:
+    def end(self, *, seconds: float = 200) -> int:
         """Waits for the end and returns the exit code."""
         try:
             return self.process.wait(timeout=seconds)

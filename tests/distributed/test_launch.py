@@ -276,7 +276,7 @@ def test_processes_save_for_their_launcher_and_end_with_it(
     model: Path, rows: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    words = words_of(model, rows, folder, max_steps=10_000, save_steps=10_000)
+    words = words_of(model, rows, folder, max_steps=10_000, save_steps=10_000, logging_steps=1)
     with Run(words, tmp_path / "log", **TWO) as run:
         run.wait_until(lambda: (folder / "logging.jsonl").exists())
         run.process.send_signal(signal.SIGUSR1)
