@@ -21,6 +21,7 @@ from sftcore.errors import SftcoreError
 from sftcore.train.distributed.world import World
 from sftcore.train.inputs import InputKind
 from sftcore.train.method import LossMethod, choose_loss
+from sftcore.train.speed import peak_memory
 
 if TYPE_CHECKING:
     from sftcore.train.trainer import SftTrainer
@@ -199,6 +200,16 @@ class Engine:
         parts: list[Any] = [None] * self.world.data_size
         dist.all_gather_object(parts, values, group=self.data_group)
         return [value for part in parts for value in part]
+
+    def peak_memory(self) -> float:
+        """Returns the most memory that a process which works on the same examples as this one had, in bytes."""
+        peak = float(peak_memory())
+        if self.world.model_parallel_size == 1:
+            return peak  # the ranks that share the data compare theirs
+        on_gpu = torch.cuda.is_available()
+        held = torch.tensor([peak], dtype=torch.float64, device="cuda" if on_gpu else "cpu")
+        dist.all_reduce(held, dist.ReduceOp.MAX)
+        return float(held)
 
     def from_first(self, value: Any) -> Any:
         """Returns the value of rank 0 on every rank."""
