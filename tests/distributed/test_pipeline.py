@@ -17,8 +17,10 @@ from processes import ids_of_steps, run_processes, settings_of, start
 from sftcore.config import TrainConfig
 from sftcore.data import Encoder
 from sftcore.errors import ConfigError
+from sftcore.train.distributed import World, choose_engine
+from sftcore.train.resume import find_resume
 
-RARE = " zebra"
+RARE = " ☃"
 Found = dict[str, Any]
 
 # of a run: the model, and its settings
@@ -43,11 +45,18 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "saved modules": (
         "untied",
-        {"tuner_type": "lora", "modules_to_save": ["lm_head", "embed_tokens", "norm"]},
+        {
+            "tuner_type": "lora",
+            "modules_to_save": ["lm_head", "embed_tokens", "norm"],
+            "save_steps": 5,
+        },
     ),
     "skipped": ("poisoned", {"on_non_finite": "skip"}),
     "frozen": ("tied", {"tuner_type": "freeze", "freeze_parameters_ratio": 0.9}),
 }
+
+
+RESUMED = ["full", "lora", "saved modules"]
 
 
 def make_model(folder: Path, shared_data: Path, *, is_tied: bool, layers: int = 4) -> Path:
@@ -73,7 +82,9 @@ def make_model(folder: Path, shared_data: Path, *, is_tied: bool, layers: int = 
 
 
 @pytest.fixture(scope="module")
-def models(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def models(
+    shared_data: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """A tied and an untied model of four layers, and one with an infinite embedding of a rare token."""
     folder = tmp_path_factory.mktemp("models")
     made = {
@@ -82,7 +93,9 @@ def models(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "poisoned": make_model(folder / "poisoned", shared_data, is_tied=False),
     }
     net = transformers.AutoModelForCausalLM.from_pretrained(made["poisoned"])
-    token = Encoder.from_pretrained(made["poisoned"]).tokenize(RARE).tolist()[-1]
+    encoder = Encoder.from_pretrained(made["poisoned"])
+    common = set(encoder.tokenize(rows.read_text(encoding="utf-8")).tolist())
+    token = next(one for one in encoder.tokenize(RARE).tolist() if one not in common)
     net.model.embed_tokens.weight.data[token] = math.inf
     net.save_pretrained(made["poisoned"])
     return made
@@ -138,19 +151,16 @@ def found(
             )
         return made
 
-    def resumed(name: str, place: str, **settings: Any) -> dict[str, Any]:
-        made = runs_of(place, 2, 1)[list(RUNS).index(name)]
-        return {
-            **made,
-            "output_dir": str(folder / f"{name}-resumed"),
-            "resume_from_checkpoint": str(Path(made["output_dir"]) / "checkpoint-5"),
-            **settings,
+    two = runs_of("two", 2, 1)
+    for name in RESUMED:
+        made = two[list(RUNS).index(name)]
+        again = {
+            "output_dir": f"{made['output_dir']}-resumed",
+            "resume_from_checkpoint": f"{made['output_dir']}/checkpoint-5",
         }
-
-    two = [*runs_of("two", 2, 1), resumed("full", "two"), resumed("lora", "two")]
-    # what is refused once the world or the model is known
+        two.append({**made, **again})
+    # what is refused once the model is known
     two += [
-        resumed("full", "one", output_dir=str(folder / "other-format")),
         {**two[1], "output_dir": str(folder / "idle"), "layers_to_transform": [3]},
         {
             **two[0],
@@ -180,7 +190,8 @@ def test_two_stages_learn_what_one_process_learns(found: dict[str, Any], name: s
     assert staged["grad_norms"] == pytest.approx(alone["grad_norms"], rel=1e-3)
     assert alone["eval_losses"]
     assert staged["eval_losses"] == pytest.approx(alone["eval_losses"], abs=1e-4)
-    assert alone["losses"][-1] < alone["losses"][0]
+    if name == "full":
+        assert alone["losses"][-1] < alone["losses"][0]
     one, two = (
         [entry["token_acc"] for entry in log_of(run) if "token_acc" in entry]
         for run in (alone, staged)
@@ -239,11 +250,12 @@ def test_each_stage_writes_its_own_weights(found: dict[str, Any]) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "place"), [("full", 0), ("lora", 1)])
+@pytest.mark.parametrize("name", RESUMED)
 def test_a_resumed_pipeline_equals_one_that_was_not_stopped(
-    found: dict[str, Any], name: str, place: int
+    found: dict[str, Any], name: str
 ) -> None:
-    straight, resumed = run_of(found, "two", name), found["two"][0][len(RUNS) + place]
+    straight = run_of(found, "two", name)
+    resumed = found["two"][0][len(RUNS) + RESUMED.index(name)]
     assert resumed["losses"][-5:] == straight["losses"][-5:]
     assert resumed["grad_norms"][-5:] == straight["grad_norms"][-5:]
     one, two = (weights_of(Path(run["last"])) for run in (straight, resumed))
@@ -280,11 +292,28 @@ def test_a_step_that_is_not_finite_is_skipped_by_all_stages(found: dict[str, Any
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_what_cannot_be_run_is_refused_by_every_stage(found: dict[str, Any]) -> None:
-    reasons = ["keeps the state of its optimizer as plain", "has nothing to train", "two stages"]
+    reasons = ["has nothing to train", "two stages"]
     for rank in found["two"]:
-        for run, reason in zip(rank[-3:], reasons, strict=True):
+        for run, reason in zip(rank[-2:], reasons, strict=True):
             assert "ConfigError" in run["error"]
             assert reason in run["error"]
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+@pytest.mark.parametrize(("place", "stages"), [("one", 2), ("two", 1), ("two", 4)])
+def test_a_checkpoint_of_other_stages_is_refused(
+    found: dict[str, Any], models: dict[str, Path], rows: Path, place: str, stages: int
+) -> None:
+    checkpoint = str(Path(run_of(found, place, "full")["output_dir"]) / "checkpoint-5")
+    given = settings_of(
+        models["tied"], rows, Path(checkpoint).parent.parent / "new", max_grad_norm=0.5
+    )
+    given |= {"split_dataset_ratio": 0.2, "save_steps": 5, "resume_from_checkpoint": checkpoint}
+    config = TrainConfig(**given, pipeline_parallel_size=stages)
+    engine = choose_engine(config, World(size=stages, model_parallel_size=stages))
+    with pytest.raises(ConfigError, match="keeps the state of its optimizer as"):
+        find_resume(config, engine)
 
 
 @pytest.mark.parametrize(
