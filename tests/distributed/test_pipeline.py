@@ -285,8 +285,10 @@ def test_a_step_that_is_not_finite_is_skipped_by_all_stages(found: dict[str, Any
         for name in ("non_finite.json",)
     )
     assert one["num_steps"] == two["num_steps"] > 0
-    steps = [[event["step"] for event in each["first_steps"]] for each in (one, two)]
-    assert steps[0] == steps[1]
+    for event, other in zip(one["first_steps"], two["first_steps"], strict=True):
+        assert event["step"] == other["step"]
+        assert event["each_alone"] == other["each_alone"] is True
+        assert {row["line"] for row in event["rows"]} == {row["line"] for row in other["rows"]}
 
 
 @pytest.mark.distributed

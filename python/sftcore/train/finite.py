@@ -274,7 +274,7 @@ class FiniteGuard:
         ]
         kind = self.accelerator.distributed_type
         shards = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if shards or not self.engine.runs_alone:
+        if shards or not (in_losses or self.engine.runs_alone):
             # to run a row, all ranks would have to run one, and they do not have equally many
             return whole, False
         plain = self.accelerator.unwrap_model(model)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -55,6 +55,48 @@ class _Stage(nn.Module):
 
     def forward(self, received: Tensor, number: Tensor) -> Tensor:
         return self.compute(received, int(number))
+
+
+class _LeanStage(PipelineStage):
+    """A stage that has buffers for the micro-batches under way, where torch (2.13) keeps some for all of a step."""
+
+    def get_fwd_recv_ops(self, fwd_chunk_id: int) -> list[dist.P2POp]:
+        _fill(self.args_recv_info[fwd_chunk_id], self.device)
+        return super().get_fwd_recv_ops(fwd_chunk_id)
+
+    def get_bwd_recv_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        _fill(self.grad_recv_info.get(bwd_chunk_id, ()), self.device)
+        return super().get_bwd_recv_ops(bwd_chunk_id)
+
+    def get_bwd_send_ops(self, bwd_chunk_id: int) -> list[dist.P2POp]:
+        operations = super().get_bwd_send_ops(bwd_chunk_id)
+        if self.has_backward:
+            # the backward pass of this micro-batch is over
+            _empty(self.args_recv_info[bwd_chunk_id])
+            _empty(self.grad_recv_info.get(bwd_chunk_id, ()))
+        return operations
+
+    def _setup_forward_recv_info(self, num_microbatches: int, has_backward: bool) -> None:
+        super()._setup_forward_recv_info(num_microbatches, has_backward)
+        for infos in self.args_recv_info.values():
+            _empty(infos)
+
+    def _setup_backward_recv_info(self, num_microbatches: int) -> None:
+        super()._setup_backward_recv_info(num_microbatches)
+        for infos in self.grad_recv_info.values():
+            _empty(infos)
+
+
+def _fill(infos: Iterable[Any], device: torch.device) -> None:
+    for info in infos:
+        if not info.is_root_arg and info.tensor_meta is not None:
+            meta = info.tensor_meta
+            info.buffer = torch.empty(meta.shape, dtype=meta.dtype, device=device)
+
+
+def _empty(infos: Iterable[Any]) -> None:
+    for info in infos:
+        info.buffer = None
 
 
 class PipelineRun:
@@ -172,7 +214,7 @@ class PipelineRun:
         # examples of what goes over the wire, which have no memory
         wire = torch.empty(self._tokens, width, dtype=self.dtype, device="meta")
         end = torch.empty((), dtype=torch.float32, device="meta")
-        stage = PipelineStage(
+        stage = _LeanStage(
             _Stage(self._compute),
             self.parts.number,
             self.num_stages,
