@@ -27,7 +27,15 @@ Found = dict[str, Any]
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     # gradients of the tied embedding are added, and clipped by the norm of all stages
     "full": ("tied", {"max_grad_norm": 0.5, "save_steps": 5}),
-    "lora": ("untied", {"tuner_type": "lora", "gradient_checkpointing": True, "save_steps": 5}),
+    "lora": (
+        "untied",
+        {
+            "tuner_type": "lora",
+            "gradient_checkpointing": True,
+            "save_steps": 5,
+            "test_oom": True,
+        },
+    ),
     "packed": ("tied", {"packing": True, "max_length": 256, "pipeline_schedule": "gpipe"}),
     # micro-batches of unlike shapes, whole logits, weights of tokens, and a best checkpoint
     "weighted": (
@@ -325,7 +333,6 @@ def test_a_checkpoint_of_other_stages_is_refused(
         ({"tuner_type": "lora", "use_dora": True}, "norms"),
         ({"tuner_type": "lora", "init_weights": "pissa"}, "expected one of true"),
         ({"torch_dtype": "float16"}, "bfloat16"),
-        ({"test_oom": True}, "schedule"),
         ({"fsdp": "fsdp2"}, "exclude each other"),
     ],
 )

@@ -41,10 +41,6 @@ def check_pipeline(config: Any) -> None:
             config.generates,
             "no process has the whole model to answer with; ask the saved checkpoint with sftcore infer",
         ),
-        "--test_oom true": (
-            config.test_oom,
-            "micro-batches run as a schedule of all stages; leave it out",
-        ),
         "--torch_compile true": (
             config.torch_compile,
             "a stage is no whole model; leave it out",

@@ -87,6 +87,12 @@ class PipelineTrainer(SftTrainer):
         del inputs
         return self.finite.note(self._recorded.pop().total * self._scale)
 
+    def take_gradients(self, batch: dict[str, Any]) -> None:
+        """Runs a step of nothing but this micro-batch, as those under way take memory together."""
+        count = max(1, int((batch["labels"][:, 1:] != -100).sum()))
+        inputs = self._prepare_inputs(dict(batch))
+        self.pipeline.of_all([inputs] * self.args.gradient_accumulation_steps, 1 / count)
+
     def _join_gradients(self) -> None:
         """Averages gradients over pipelines, and adds those of a weight in two stages."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
