@@ -7,6 +7,7 @@ the same stage of each of them averages its gradients. Each rank loads, trains a
 from __future__ import annotations
 
 import contextlib
+import datetime
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -59,10 +60,11 @@ class PipelineEngine(Engine):
     def __enter__(self) -> PipelineEngine:  # noqa: PYI034
         """Makes the groups of ranks; every rank takes part in making every group."""
         super().__enter__()
+        patience = datetime.timedelta(seconds=self.timeout)
         for first in range(0, self.world.size, self.num_stages):
             ranks = list(range(first, first + self.num_stages))
-            group = dist.new_group(ranks)
-            ends = dist.new_group([ranks[0], ranks[-1]])
+            group = dist.new_group(ranks, timeout=patience)
+            ends = dist.new_group([ranks[0], ranks[-1]], timeout=patience)
             if self.world.rank in ranks:
                 self.group = group
                 if self.world.rank in (ranks[0], ranks[-1]):
