@@ -185,7 +185,9 @@ class PipelineTrainer(SftTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.stages.number and not self.engine.world.data_rank:
-            torch.save(self.optimizer.state_dict(), self._optimizer_file(output_dir))
+            torch.save(self.optimizer.state_dict(), self._file_of(OPTIMIZER_NAME, output_dir))
+            # it has a rate for each group of parameters, which stages may have more or less of
+            torch.save(self.lr_scheduler.state_dict(), self._file_of(SCHEDULER_NAME, output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.resume is None:
@@ -195,18 +197,17 @@ class PipelineTrainer(SftTrainer):
             if checkpoint is None:
                 return
             device = self.args.device if self.args.device.type != "cpu" else "cpu"
-            state = torch.load(
-                self._optimizer_file(checkpoint), map_location=device, weights_only=True
-            )
+            optimizer = self._file_of(OPTIMIZER_NAME, checkpoint)
+            scheduler = self._file_of(SCHEDULER_NAME, checkpoint)
+            state = torch.load(optimizer, map_location=device, weights_only=True)
             self.optimizer.load_state_dict(state)
-            of_scheduler = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
-            self.lr_scheduler.load_state_dict(of_scheduler)
+            self.lr_scheduler.load_state_dict(torch.load(scheduler, weights_only=True))
 
         restore_optimizer(self, self.resume, load)
 
-    def _optimizer_file(self, folder: str) -> Path:
-        number = self.stages.number
-        return Path(folder) / (f"optimizer-stage-{number}.pt" if number else OPTIMIZER_NAME)
+    def _file_of(self, name: str, folder: str) -> Path:
+        number, path = self.stages.number, Path(name)
+        return Path(folder) / (f"{path.stem}-stage-{number}{path.suffix}" if number else name)
 
 
 def _average(parameters: list[nn.Parameter], group: Any, count: int) -> None:
