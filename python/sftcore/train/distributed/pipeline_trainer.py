@@ -179,6 +179,8 @@ class PipelineTrainer(SftTrainer):
             return
         parts = self.stages.parts
         assert parts is not None
+        # Transformers removes files of weights that it has not written itself
+        dist.barrier(group=self.stages.group)
         join = join_adapter if is_adapter else join_weights
         join(self.model, parts, self.stages.group, folder)
 
