@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sftcore.config.pairs import read_pairs
+from sftcore.config.pipeline import check_pipeline
 from sftcore.config.ranges import check_effects, check_least
 from sftcore.errors import ConfigError
 
@@ -65,6 +66,7 @@ class ParallelConfig:
                 f"{' and '.join(engines)} exclude each other; --deepspeed goes with --sequence_parallel_size, and each "
                 "of the others with plain data parallelism over the rest of the processes"
             )
+        check_pipeline(self)
 
     @property
     def engines(self) -> list[str]:

@@ -54,6 +54,7 @@ def load_model(
     attn_impl: str = "auto",
     trust_remote_code: bool = False,
     quantization_config: Any = None,
+    model_class: Any = AutoModelForCausalLM,
     **more: Any,
 ) -> Any:
     """Loads a causal language model for training or inference: on the CPU, or on the GPU where it is quantized.
@@ -64,6 +65,7 @@ def load_model(
         attn_impl: The attention kernel.
         trust_remote_code: Runs Python code of the model's own.
         quantization_config: How weights are quantized.
+        model_class: Whose `from_pretrained` is called.
         more: Arguments of `from_pretrained` that place or share the weights.
 
     Raises:
@@ -79,7 +81,7 @@ def load_model(
         place = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
         arguments |= {"quantization_config": quantization_config, "device_map": {"": place}}
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, **{**arguments, **more})
+        return model_class.from_pretrained(folder, **{**arguments, **more})
     except SafetensorError as error:
         raise ConfigError(
             f"{folder}: the weights are damaged ({first_line(error)}); copy or download them again"

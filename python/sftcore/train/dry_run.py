@@ -111,6 +111,10 @@ def dry_run(
         notes.append(
             f"no estimate of memory: this model cannot be run without its weights ({error})"
         )
+    if not engine.runs_alone:
+        notes.append(
+            f"memory and time are those of the whole model on one process; {engine.name} shares them out"
+        )
     slots = float(shapes[:, 1] @ shapes[:, 2]) / max(len(shapes), 1) * accumulation
     plan = {
         "model": _describe_model(config, dtypes, attention, estimate),
@@ -119,7 +123,16 @@ def dry_run(
         "steps": _describe_steps(shapes, total, per_epoch, accumulation, world_size),
         "learning_rate": _describe_rates(config, total),
         "memory": _describe_memory(config, estimate),
-        "time": find_time(loader, opened, config, dtypes, estimate, size, slots, total),
+        "time": find_time(
+            loader,
+            opened if engine.runs_alone else None,
+            config,
+            dtypes,
+            estimate,
+            size,
+            slots,
+            total,
+        ),
         "notes": notes,
     }
     _publish(plan, config)

@@ -273,7 +273,8 @@ class FiniteGuard:
             for row, example in single_examples(batch)
         ]
         kind = self.accelerator.distributed_type
-        if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        shards = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if shards or not (in_losses or self.engine.runs_alone):
             # to run a row, all ranks would have to run one, and they do not have equally many
             return whole, False
         plain = self.accelerator.unwrap_model(model)

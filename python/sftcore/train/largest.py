@@ -99,13 +99,7 @@ def run_batch(trainer: SftTrainer, batch: dict[str, Any]) -> None:
     with random_states_kept(trainer.args.device):
         # the gradients of earlier micro-batches are there when later ones run
         for _ in range(min(2, trainer.args.gradient_accumulation_steps)):
-            inputs = trainer._prepare_inputs(dict(batch))
-            with trainer.compute_loss_context_manager():
-                count = torch.tensor(max(1, int((batch["labels"][:, 1:] != -100).sum())))
-                loss = trainer.compute_loss(
-                    model, inputs, num_items_in_batch=count.to(trainer.args.device)
-                )
-            trainer.accelerator.backward(loss)
+            trainer.take_gradients(batch)
     trainer.tally.sums = None
     model.zero_grad()
     model.train(was_training)

@@ -19,7 +19,7 @@ from sftcore.models.dtypes import choose_dtypes
 from sftcore.models.quantization import quantization_config
 from sftcore.train.distributed.engine import Engine
 from sftcore.train.inputs import InputKind
-from sftcore.train.method import LossMethod, choose_loss
+from sftcore.train.method import LossMethod
 from sftcore.train.probe import needs_mask, why_not_packed
 from sftcore.tuners import apply_tuner, count_parameters, describe_parameters
 
@@ -52,6 +52,7 @@ def open_model(config: TrainConfig, folder: Path, engine: Engine) -> Opened:
     _check_length(config, settings)
     dtypes = choose_dtypes(config.torch_dtype, trains_weights=config.trains_weights)
     attention = choose_attention(config.attn_impl, settings, dtypes.compute, training=True)
+    engine.meet(settings)
     name = str(dtypes.weights).removeprefix("torch.")
     base = load_model(
         folder,
@@ -65,21 +66,24 @@ def open_model(config: TrainConfig, folder: Path, engine: Engine) -> Opened:
     base.config.use_cache = False
     base = engine.place(base)
     lines = [f"attention: {attention.name} ({attention.reason})"]
-    kind = InputKind(needs_mask=needs_mask(base), is_flash=attention.is_flash)
+    whole = engine.runnable(base)
+    kind = InputKind(needs_mask=needs_mask(whole), is_flash=attention.is_flash)
     shares_rows = config.packing or config.padding_free
-    padding_reason = why_not_packed(base, kind) if shares_rows else None
+    padding_reason = why_not_packed(whole, kind) if shares_rows else None
     if padding_reason:
         lines.append(
             f"warning: examples do not share rows, as {padding_reason}; they are padded instead, in buckets of like "
             "length"
         )
-    model = apply_tuner(base, config)
-    total, trained = count_parameters(model)
+    with engine.skeleton(base):
+        model = apply_tuner(base, config)
+        total, trained = count_parameters(model)
+        table = describe_parameters(model)
     lines.append(
         f"model: {config.model}, {total:,} parameters in {name}, {trained:,} trained ({trained / total:.2%})"
     )
-    lines.append(describe_parameters(model))
-    method = choose_loss(config, model, kind)
+    lines.append(table)
+    method = engine.choose_loss(model, kind)
     if method.reason and config.loss_impl == "auto":
         lines.append(f"loss: the logits of whole batches are computed, as {method.reason}")
     if dtypes.warning:

@@ -130,7 +130,8 @@ def _train(config: TrainConfig, engine: Engine, lock: RunLock) -> dict[str, Any]
         say(warmup)
     if eval_loader and (meeting := meeting_note(config, int(arguments.save_steps), steps.total)):
         say(meeting)
-    stopping, speed = StopOnSignal(world_size=engine.world.size), MeasureSpeed()
+    stopping = StopOnSignal(world_size=engine.world.size)
+    speed = MeasureSpeed(engine.peak_memory)
     reporters = make_loggers(loggers, config, run_folder)
     progress = ShowProgress(lines=config.disable_tqdm)
     trainer = engine.trainer_class()(

@@ -65,7 +65,13 @@ class Counts:
 class MeasureSpeed(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Counts steps, tokens and seconds; the first of the callbacks."""
 
-    def __init__(self) -> None:
+    def __init__(self, peak: Callable[[], float] | None = None) -> None:
+        """Counts nothing yet.
+
+        Args:
+            peak: Returns the highest peak of memory of the ranks that have the same batches; every rank calls it.
+        """
+        self.peak = peak or peak_memory
         self.window = Counts()
         self.total = Counts()
         self.started = self.mark = time.perf_counter()
@@ -150,11 +156,12 @@ class MeasureSpeed(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Leaves the time of a checkpoint out."""
         self.mark = time.perf_counter()
 
-    @staticmethod
-    def _over_ranks(gather: Callable[[Tensor], Tensor], counts: Counts) -> tuple[Counts, float]:
+    def _over_ranks(
+        self, gather: Callable[[Tensor], Tensor], counts: Counts
+    ) -> tuple[Counts, float]:
         """Returns the counts of all ranks and the highest peak of memory in bytes."""
         names = [field.name for field in fields(counts)]
-        own = [*(getattr(counts, name) for name in names), float(peak_memory())]
+        own = [*(getattr(counts, name) for name in names), float(self.peak())]
         table = gather(torch.tensor([own], dtype=torch.float64)).reshape(-1, len(own))
         sums = dict(zip(names, table.sum(dim=0).tolist(), strict=False))
         for name in ("steps", "seconds", "wait"):  # ranks go side by side

@@ -180,6 +180,16 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         self.tally.add(inputs, losses)
         return (loss, losses) if return_outputs else loss
 
+    def take_gradients(self, batch: dict[str, Any]) -> None:
+        """Runs a micro-batch forward and backward by itself, as in a step."""
+        inputs = self._prepare_inputs(dict(batch))
+        with self.compute_loss_context_manager():
+            count = torch.tensor(max(1, int((batch["labels"][:, 1:] != -100).sum())))
+            loss = self.compute_loss(
+                self.model_wrapped, inputs, num_items_in_batch=count.to(self.args.device)
+            )
+        self.accelerator.backward(loss)
+
     def create_optimizer(self, model: torch.nn.Module | None = None) -> Any:
         """The optimizer that the settings name, whose parameter groups they shape."""
         if self.optimizer is None:

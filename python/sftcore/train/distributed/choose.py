@@ -13,4 +13,8 @@ def choose_engine(config: TrainConfig, world: World) -> Engine:
     Raises:
         ConfigError: It cannot run with the other settings, on this machine, or with these processes.
     """
+    if config.pipeline_parallel_size > 1:
+        from sftcore.train.distributed.pipeline import PipelineEngine  # not needed otherwise
+
+        return PipelineEngine(config, world)
     return Engine(config, world)

@@ -8,6 +8,7 @@ something else without a word. The plain engine has the whole model on each rank
 from __future__ import annotations
 
 import atexit
+import contextlib
 import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ from torch import Tensor
 from sftcore.config import TrainConfig
 from sftcore.errors import SftcoreError, StoppedError
 from sftcore.train.distributed.world import World
+from sftcore.train.inputs import InputKind
+from sftcore.train.method import LossMethod, choose_loss
+from sftcore.train.speed import peak_memory
 
 if TYPE_CHECKING:
     from sftcore.train.trainer import SftTrainer
@@ -45,6 +49,8 @@ class Engine:
     state_format = "plain"
     # whether it goes on with another number of processes
     is_elastic = True
+    # whether a rank can run the model without the others
+    runs_alone = True
     # what accelerate calls it; None where no accelerator state shows it
     distributed_types: tuple[str, ...] = ("MULTI_CPU", "MULTI_GPU")
 
@@ -102,6 +108,13 @@ class Engine:
 
     # -- what Transformers is told -------------------------------------------------------------------------------
 
+    def meet(self, settings: Any) -> None:
+        """Looks at the configuration of the model that will be loaded.
+
+        Raises:
+            ConfigError: The engine cannot run such a model.
+        """
+
     def load_arguments(self) -> dict[str, Any]:
         """More arguments of `from_pretrained`."""
         return {}
@@ -111,6 +124,22 @@ class Engine:
         if torch.cuda.is_available() and self.config.weight_bits is None:
             model.to(torch.device("cuda", self.world.local_rank))
         return model
+
+    def runnable(self, model: Any) -> Any:
+        """Returns what gives the logits of the whole model, for checks before training."""
+        return model
+
+    def skeleton(self, model: Any) -> contextlib.AbstractContextManager[Any]:  # noqa: ARG002
+        """A block in which the model has all its modules, though perhaps not their weights."""
+        return contextlib.nullcontext()
+
+    def choose_loss(self, model: Any, kind: InputKind) -> LossMethod:
+        """Returns how the losses of the model with its tuner are computed.
+
+        Raises:
+            ConfigError: As `--loss_impl` asks, they cannot be.
+        """
+        return choose_loss(self.config, model, kind)
 
     def training_arguments(self) -> dict[str, Any]:
         """More arguments of `TrainingArguments`."""
@@ -175,6 +204,16 @@ class Engine:
         parts: list[Any] = [None] * self.world.data_size
         dist.all_gather_object(parts, values, group=self.data_group)
         return [value for part in parts for value in part]
+
+    def peak_memory(self) -> float:
+        """Returns the most memory that a process which works on the same examples as this one had, in bytes."""
+        peak = float(peak_memory())
+        if self.world.model_parallel_size == 1:
+            return peak  # the ranks that share the data compare theirs
+        on_gpu = torch.cuda.is_available()
+        held = torch.tensor([peak], dtype=torch.float64, device="cuda" if on_gpu else "cpu")
+        dist.all_reduce(held, dist.ReduceOp.MAX)
+        return float(held)
 
     def from_first(self, value: Any) -> Any:
         """Returns the value of rank 0 on every rank."""
