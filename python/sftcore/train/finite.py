@@ -272,8 +272,8 @@ class FiniteGuard:
             for number, batch in chosen
             for row, example in single_examples(batch)
         ]
-        kind = self.accelerator.distributed_type
-        if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        is_deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        if is_deepspeed or self.engine.shares_weights:
             # to run a row, all ranks would have to run one, and they do not have equally many
             return whole, False
         plain = self.accelerator.unwrap_model(model)

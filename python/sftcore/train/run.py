@@ -104,6 +104,7 @@ def _train(config: TrainConfig, engine: Engine) -> dict[str, Any]:
     if opened.padding_reason:
         config = padded(config)
         train_loader, eval_loader = open_loaders(config, encoder, engine.world)
+    engine.share(opened.model)
     for line in (engine.describe(), *opened.lines, note):
         if line:
             say(line)

@@ -87,7 +87,7 @@ class SoraModel(ExactModel):
     def numbers(self) -> dict[str, float]:
         """Returns the mean rank of a module and the share of gates at 0."""
         gates = list(self.gates().values())
-        alive = sum(int(gate.count_nonzero()) for gate in gates)
+        alive = sum(int((gate != 0).sum()) for gate in gates)
         total = sum(len(gate) for gate in gates)
         return {"sora_mean_rank": alive / len(gates), "sora_zero_gates": 1 - alive / total}
 

@@ -38,6 +38,8 @@ class Engine:
     state_format = "plain"
     # whether it goes on with another number of processes
     is_elastic = True
+    # whether a forward pass of one rank needs the others
+    shares_weights = False
     # what accelerate calls it; None where no accelerator state shows it
     distributed_types: tuple[str, ...] = ("MULTI_CPU", "MULTI_GPU")
 
@@ -107,6 +109,9 @@ class Engine:
         if torch.cuda.is_available() and self.config.quant_method is None:
             model.to(torch.device("cuda", self.world.local_rank))
         return model
+
+    def share(self, model: Any) -> None:
+        """Spreads a model that has its tuner over the ranks, in place, where that is not left to the Trainer."""
 
     def training_arguments(self) -> dict[str, Any]:
         """More arguments of `TrainingArguments`."""
