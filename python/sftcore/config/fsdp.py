@@ -81,9 +81,7 @@ def read_fsdp_options(kind: str, given: dict[str, Any]) -> FsdpOptions:
     size = values.get("shard_size")
     if size is not None:
         if kind != "hybrid_shard":
-            raise ConfigError(
-                "--fsdp_config shard_size has no effect without --fsdp hybrid_shard"
-            )
+            raise ConfigError("--fsdp_config shard_size has no effect without --fsdp hybrid_shard")
         if not isinstance(size, int) or isinstance(size, bool) or size < 2:
             raise ConfigError(f"--fsdp_config shard_size={size}: expected a whole number from 2 on")
     if kind == "shard_grad_op" and values.get("reshard_after_forward"):

@@ -86,9 +86,7 @@ class FsdpEngine(SpreadEngine):
         policy: dict[str, Any] = {
             "mesh": self._mesh,
             "mp_policy": self._precision(),
-            "offload_policy": CPUOffloadPolicy()
-            if self.options.cpu_offload
-            else OffloadPolicy(),
+            "offload_policy": CPUOffloadPolicy() if self.options.cpu_offload else OffloadPolicy(),
         }
         frees = self.options.reshard_after_forward
         for unit in self._units(model):
@@ -98,36 +96,34 @@ class FsdpEngine(SpreadEngine):
         register_fsdp_forward_method(model, "generate")
 
     def _precision(self) -> MixedPrecisionPolicy:
-        dtypes = choose_dtypes(
-            self.config.torch_dtype, trains_weights=self.config.trains_weights
-        )
+        dtypes = choose_dtypes(self.config.torch_dtype, trains_weights=self.config.trains_weights)
         if dtypes.compute == torch.float32:
             return MixedPrecisionPolicy()
-        # half the traffic of the parameters; gradients are added in full precision
-        return MixedPrecisionPolicy(param_dtype=dtypes.compute, reduce_dtype=torch.float32)
+        # half the traffic of the parameters; gradients are added in full precision, and inputs stay as they are, as
+        # the weights of tokens are among them
+        return MixedPrecisionPolicy(
+            param_dtype=dtypes.compute, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
 
     def _units(self, model: Any) -> list[nn.Module]:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         wanted = set(self.options.layers or base._no_split_modules or ())
-        modules = list(base.modules())
-        units = [module for module in modules if type(module).__name__ in wanted]
+        named = {name: m for name, m in base.named_modules() if type(m).__name__ in wanted}
+        # a unit inside a unit comes first
+        units = [named[name] for name in sorted(named, key=lambda name: -name.count("."))]
         if not units:
-            listed = [module for module in modules if isinstance(module, nn.ModuleList)]
+            listed = [module for module in base.modules() if isinstance(module, nn.ModuleList)]
             longest = max(listed, key=len, default=nn.ModuleList())
             near = type(longest[0]).__name__ if len(longest) else "none"
             raise ConfigError(
                 f"--fsdp finds no module of class {' or '.join(sorted(wanted)) or '(unknown)'} in this model; pass "
                 f"--fsdp_config transformer_cls_names_to_wrap=CLASS (it has {near})"
             )
-        # a unit inside a unit comes first
-        units.sort(key=lambda unit: -len(_owners(unit, modules)))
         embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
-        shared = {id(parameter) for parameter in head.parameters()} if head is not None else set()
-        own = list(embedding.parameters())
-        is_tied = any(id(parameter) in shared for parameter in own)
-        # one that is trained would free its gradient no earlier than the rest
-        is_frozen = not any(parameter.requires_grad for parameter in own)
-        if not is_tied and is_frozen and type(embedding) is nn.Embedding:
+        of_head = {id(parameter) for parameter in head.parameters()} if head is not None else set()
+        is_tied = any(id(parameter) in of_head for parameter in embedding.parameters())
+        # an adapter on it may share its matrices with the head
+        if isinstance(embedding, nn.Embedding) and not is_tied:
             units.append(embedding)
         return units
 
@@ -200,15 +196,9 @@ class FsdpEngine(SpreadEngine):
         whole = [name for name, p in trainer.model.named_parameters() if not isinstance(p, DTensor)]
         if whole:
             raise SftcoreError(f"asked for {self.name}, but {whole[0]} is whole on each process")
-        own = torch.tensor(float(self.own_bytes), device=trainer.args.device)
-        dist.all_reduce(own, group=self.part_group)
-        # CPU tensors of several ranks: their sum is the model, but for nothing
-        if round(float(own)) != self.whole_bytes and self.whole_bytes < 2**24:
+        total = torch.tensor(self.own_bytes, device=trainer.args.device)
+        dist.all_reduce(total, group=self.part_group)
+        if int(total) != self.whole_bytes:
             raise SftcoreError(
-                f"the shards of {self.shard_size} processes have {float(own):,.0f} bytes; expected {self.whole_bytes:,}"
+                f"the shards of {self.shard_size} processes have {int(total):,} bytes; expected {self.whole_bytes:,}"
             )
-
-
-def _owners(module: nn.Module, modules: list[nn.Module]) -> list[nn.Module]:
-    """Returns the modules that a module is in."""
-    return [other for other in modules if other is not module and module in other.modules()]

@@ -86,7 +86,7 @@ class SpreadEngine(Engine):
     # -- from the whole model to parts ---------------------------------------------------------------------------
 
     def place(self, model: Any) -> Any:
-        """Puts a model where it can be tried: on this rank's device as a whole, or on the host where it is too large."""
+        """Puts a model where it can be tried: on the device of this rank, or on the host where it is too large."""
         if not torch.cuda.is_available():
             return model
         free, _ = torch.cuda.mem_get_info()
