@@ -8,14 +8,15 @@ for it, and `tuner_state.safetensors` beside it holds what is in memory, bit for
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from peft import PeftModelForCausalLM
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from sftcore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STATE_FILE = "tuner_state.safetensors"
 ADAPTER = "default"

@@ -55,8 +55,9 @@ class DeviceMapEngine(Engine):
         off = [name for name, device in places.items() if device in ("cpu", "disk", "meta")]
         if off:
             raise ConfigError(
-                f"--device_map {self.config.device_map}: {len(off)} parts of the model ({off[0]}, ...) do not fit on the "
-                f"{torch.cuda.device_count()} GPUs; take more of them, --quant_method, or --fsdp on several processes"
+                f"--device_map {self.config.device_map}: {len(off)} parts of the model ({off[0]}, ...) do not fit on "
+                f"the {torch.cuda.device_count()} GPUs; take more of them, --quant_method, or --fsdp on several "
+                "processes"
             )
         self._layers = Counter(places.values())
         return model

@@ -247,11 +247,11 @@ class Parter:
         def forward(inputs: Tensor) -> Tensor:
             if split is not None:
                 inputs = _Part.apply(inputs, group, split)  # type: ignore[no-untyped-call]
-            weight, bias = layer.weight, layer.bias
-            assert isinstance(weight, Tensor)
+            weight: Any = layer.weight
+            bias: Any = layer.bias
             found = _sum(functional.linear(inputs, weight), group)
             # once, not once a rank
-            return found if bias is None else found + bias.to(found.dtype)
+            return found if bias is None else found + bias
 
         layer.forward = forward
 
@@ -270,24 +270,27 @@ class Parter:
             )
         split = self._split(layer, "weight", 0)
         start, size = sum(split.sizes[: self.group.rank]), split.sizes[self.group.rank]
-        if layer.padding_idx is not None:
-            place = layer.padding_idx - start
-            layer.padding_idx = place if 0 <= place < size else None
+        whole_padding = layer.padding_idx
+        padding = None if whole_padding is None else whole_padding - start
+        own_padding = padding if padding is not None and 0 <= padding < size else None
         plain, group = layer.forward, self.group
 
         def forward(ids: Tensor) -> Tensor:
             own = ids - start
             is_foreign = (own < 0) | (own >= size)
+            # an adapter on the layer reads it too, and knows all tokens
+            layer.padding_idx = own_padding
             found = plain(own.masked_fill(is_foreign, 0))
+            layer.padding_idx = whole_padding
             return _sum(found.masked_fill(is_foreign[..., None], 0.0), group)
 
-        layer.forward = forward
+        layer.forward = forward  # type: ignore[method-assign, assignment]
 
     def _summed(self, name: str, module: nn.Module) -> None:  # noqa: ARG002
         """Whole on each rank, which sees some of what it is applied to."""
         for parameter in module.parameters():
             if parameter.requires_grad:
-                parameter.register_hook(self.group.sum)
+                parameter.register_hook(self.group.sum)  # type: ignore[no-untyped-call]
 
     # -- parameters ----------------------------------------------------------------------------------------------
 

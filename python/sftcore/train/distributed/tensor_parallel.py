@@ -49,8 +49,8 @@ class TensorParallelEngine(SpreadEngine):
         if config.tuner_type not in ("full", "freeze", "lora") or config.use_dora:
             name = "use_dora true" if config.use_dora else f"tuner_type {config.tuner_type}"
             raise ConfigError(
-                f"--{name} cannot be used with --tensor_parallel_size: it computes with whole weights, and a process has "
-                "parts of them; take --tuner_type lora, full or freeze, or --fsdp"
+                f"--{name} cannot be used with --tensor_parallel_size: it computes with whole weights, and a process "
+                "has parts of them; take --tuner_type lora, full or freeze, or --fsdp"
             )
         if config.torch_compile:
             raise ConfigError(
@@ -58,7 +58,7 @@ class TensorParallelEngine(SpreadEngine):
                 "leave one of both out"
             )
 
-    def __enter__(self) -> Engine:  # noqa: PYI034
+    def __enter__(self) -> Engine:
         """Joins the other ranks, and those of its group."""
         super().__enter__()
         size = self.world.model_parallel_size
