@@ -72,6 +72,7 @@ def two(
         "optim": {"optim": "muon", "fsdp": "fsdp2"},
         "adalora": {"tuner_type": "adalora", "fsdp": "fsdp2"},
         "hybrid": {"fsdp": "hybrid_shard"},
+        "exploding": {"learning_rate": 1e30, "fsdp": "fsdp2"},
     }
     runs += [settings_of(model, rows, folder / "refused", **given) for given in refused.values()]
     ranks = run_spread(2, runs, folder / "two")
@@ -150,6 +151,12 @@ def test_generated_answers_are_those_of_one_process(
 
     assert len(lines(one["answers"])) == 3
     assert lines(one["answers"]) == lines(two["answers"][0])
+
+
+def test_weights_that_are_not_finite_are_named_on_every_process(two: dict[str, Any]) -> None:
+    for rank in two["exploding"]:
+        assert "NonFiniteError" in rank["error"]
+        assert "weights that are not finite: model.embed_tokens.weight" in rank["error"]
 
 
 @pytest.mark.parametrize(

@@ -101,8 +101,10 @@ def two(
         run = settings(models, rows, folder, kind, 2, **engine)
         output = str(folder / name)
         runs.append({**run, "resume_from_checkpoint": str(checkpoint), "output_dir": output})
+    runs.append(settings(models, rows, folder, "plain_loss", 3, learning_rate=1e30, **engine))
+    names = [*RUNS, *middle, "exploding"]
     ranks = run_spread(2, runs, folder / "two")
-    return {name: [rank[place] for rank in ranks] for place, name in enumerate([*RUNS, *middle])}
+    return {name: [rank[place] for rank in ranks] for place, name in enumerate(names)}
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -166,6 +168,11 @@ def test_generated_answers_are_those_of_one_process(
 
     assert len(lines(one["answers"])) == 3
     assert lines(one["answers"]) == lines(two["answers"][0])
+
+
+def test_weights_that_are_not_finite_end_the_run_on_every_process(two: dict[str, Any]) -> None:
+    for rank in two["exploding"]:
+        assert "NonFiniteError" in rank["error"]
 
 
 def test_two_groups_of_two_average_their_gradients(

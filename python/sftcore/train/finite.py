@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from sftcore.data import BatchLoader, StreamLoader
 from sftcore.errors import NonFiniteError
@@ -349,7 +350,11 @@ def _non_finite_weights(model: Any) -> list[str]:
     """Returns the names of the first parameters that hold a value that is not finite."""
     names = []
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+        if not parameter.is_floating_point():
+            continue
+        is_finite = torch.isfinite(parameter.detach()).all()
+        # of a parameter that is spread over ranks, all of them look at their part
+        if not bool(is_finite.full_tensor() if isinstance(is_finite, DTensor) else is_finite):
             names.append(name)
             if len(names) == 3:
                 break
