@@ -88,6 +88,7 @@ class FsdpEngine(SpreadEngine):
             "mp_policy": self._precision(),
             "offload_policy": CPUOffloadPolicy() if self.options.cpu_offload else OffloadPolicy(),
         }
+        _check_dtypes(model)
         frees = self.options.reshard_after_forward
         for unit in self._units(model):
             fully_shard(unit, reshard_after_forward=frees, **policy)
@@ -202,3 +203,18 @@ class FsdpEngine(SpreadEngine):
             raise SftcoreError(
                 f"the shards of {self.shard_size} processes have {int(total):,} bytes; expected {self.whole_bytes:,}"
             )
+
+
+def _check_dtypes(model: nn.Module) -> None:
+    """Checks that gradients can be added in one dtype.
+
+    Raises:
+        ConfigError: The trained parameters are of several.
+    """
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    if len(dtypes) > 1:
+        names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ConfigError(
+            f"--fsdp takes trained parameters of one dtype, and these are {' and '.join(names)}; pass --lora_dtype "
+            "float32"
+        )

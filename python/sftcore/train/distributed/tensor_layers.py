@@ -157,6 +157,8 @@ class Parter:
         """By the id of a parameter that is a part: itself, which keeps the id its own, and how it is parted."""
         # a tied parameter is parted once
         self._parts: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
+        # what was copied last, its copy, and whether that has a gradient
+        self._last: tuple[Tensor | None, Tensor | None, bool] = (None, None, False)
 
     def part(self, name: str, module: nn.Module, style: str) -> None:
         """Parts one layer.
@@ -198,22 +200,31 @@ class Parter:
         layer = self._linear(name, module)
         self._split(layer, "weight", 0)
         self._split(layer, "bias", 0)
-        self._run_columns(layer)
+        self._run_columns(layer, self._copied)
         if isinstance(module, LoraLayer):
             # A is whole and sees the whole input; of B each rank has the rows of its outputs
             for up in module.lora_B.values():
                 self._split(up, "weight", 0)
                 self._split(up, "bias", 0)
-                self._run_columns(up)
+                self._run_columns(up, lambda inputs: _copy(inputs, self.group))
 
-    def _run_columns(self, layer: nn.Module) -> None:
-        plain, group = layer.forward, self.group
+    def _run_columns(self, layer: nn.Module, copied: Callable[[Tensor], Tensor]) -> None:
+        plain = layer.forward
 
         def forward(inputs: Tensor) -> Tensor:
-            found: Tensor = plain(_copy(inputs, group))
+            found: Tensor = plain(copied(inputs))
             return found
 
         layer.forward = forward
+
+    def _copied(self, inputs: Tensor) -> Tensor:
+        """Copies what several layers take, as q, k and v do, once: their gradients are added before they are summed."""
+        last, copy, is_recorded = self._last
+        if inputs is not last or is_recorded != torch.is_grad_enabled():
+            copy = _copy(inputs, self.group)
+            self._last = inputs, copy, torch.is_grad_enabled()
+        assert copy is not None
+        return copy
 
     def _joined_columns(self, name: str, module: nn.Module) -> None:
         """As above, but the outputs are joined; an adapter is whole then, and equal on all ranks."""
@@ -223,7 +234,7 @@ class Parter:
         plain, group = layer.forward, self.group
 
         def forward(inputs: Tensor) -> Tensor:
-            found = plain(_copy(inputs, group))
+            found = plain(self._copied(inputs))
             at_end = Split(dim=-1, sizes=split.sizes)
             joined: Tensor = _Join.apply(found, group, at_end)  # type: ignore[no-untyped-call]
             return joined
