@@ -291,5 +291,7 @@ def load_optimizer(engine: SpreadEngine, optimizer: torch.optim.Optimizer, path:
                         f"the state of parameter {number} has shape {list(value.shape)}, the parameter "
                         f"{list(engine.whole_shape(parameter))}"
                     )
-                values[name] = engine.part(parameter, value)
+                # a copy of its own, as the optimizer writes into it
+                part = engine.part(parameter, value)
+                values[name] = part.clone(memory_format=torch.contiguous_format)
     optimizer.load_state_dict(state)

@@ -36,6 +36,8 @@ class TensorParallelEngine(SpreadEngine):
     """Layers are shared within groups of ranks, data among the groups."""
 
     flag = "--tensor_parallel_size"
+    # those of a group have the same rows and the same losses, so they run the same passes
+    shares_weights = False
 
     def __init__(self, config: TrainConfig, world: World) -> None:
         super().__init__(config, world)
