@@ -170,7 +170,7 @@ def test_generated_answers_are_those_of_one_process(
     assert lines(one["answers"]) == lines(two["answers"][0])
 
 
-def test_weights_that_are_not_finite_end_the_run_on_every_process(two: dict[str, Any]) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_on_every_process(two: dict[str, Any]) -> None:
     for rank in two["exploding"]:
         assert "NonFiniteError" in rank["error"]
 

@@ -79,15 +79,13 @@ class DeviceMapEngine(Engine):
         """Holds what runs to what was asked for: several GPUs have parts of the model.
 
         Raises:
-            SftcoreError: One has all of it, or torch would copy it to each of them.
+            SftcoreError: One has all of it.
         """
         super().check(trainer)
         if not self.spreads:
             return
+        # torch would copy a model to each GPU that the process sees
+        trainer.args._n_gpu = 1
         used = {parameter.device for parameter in trainer.model.parameters()}
         if len(used) < 2 and self.config.device_map not in ("auto", "sequential"):
             raise SftcoreError(f"asked for {self.name}, but all of the model is on {used.pop()}")
-        if len(used) > 1 and not trainer.is_model_parallel:
-            raise SftcoreError(
-                "asked for device_map, but Transformers would copy the model to each GPU"
-            )
