@@ -24,6 +24,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "lora": {**LORA, "gradient_checkpointing": True, "max_grad_norm": 0.05, "save_steps": 5},
     "packed": {"packing": True, "max_length": 256, "test_oom": True},
     "plain_loss": {"loss_impl": "plain", "gradient_checkpointing": True},
+    "shards": {**LORA, "save_steps": 5, "fsdp_config": "state_dict_type=sharded"},
     "sora": {"tuner_type": "sora", "lora_rank": 4, "sora_lambda": 2.0},
     "answers": {**LORA, "predict_with_generate": True, "predict_rows": 3, "max_new_tokens": 4},
 }
@@ -46,6 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one(model: Path, rows: Path, folder: Path) -> dict[str, dict[str, Any]]:
     """What one process finds."""
     runs = [settings(model, rows, folder, name, 1) for name in RUNS]
+    for run in runs:
+        run.pop("fsdp_config", None)
     found = alone(runs, folder / "one")
     return dict(zip(RUNS, found, strict=True))
 
@@ -62,9 +65,10 @@ def two(
         "from_one": (Path(one["full"]["output_dir"]) / "checkpoint-5", {"fsdp": "fsdp2"}),
         "to_plain": (folder / "full-2" / "checkpoint-5", {}),
         "lora_on": (folder / "lora-2" / "checkpoint-5", {"fsdp": "fsdp2"}),
+        "shards_on": (folder / "shards-2" / "checkpoint-5", {"fsdp": "fsdp2"}),
     }
     for name, (checkpoint, engine) in middle.items():
-        kind = name.removesuffix("_on") if name == "lora_on" else "full"
+        kind = name.removesuffix("_on") if name.endswith("_on") else "full"
         run = settings(model, rows, folder, kind, 2, **engine)
         output = str(folder / name)
         runs.append({**run, "resume_from_checkpoint": str(checkpoint), "output_dir": output})
@@ -131,8 +135,11 @@ def test_a_run_goes_on_from_the_checkpoint_of_another_engine_or_number_of_proces
     assert found["grad_norms"][-5:] == pytest.approx(whole["grad_norms"][5:], rel=1e-3)
 
 
-def test_a_lora_goes_on_from_its_checkpoint(two: dict[str, Any]) -> None:
-    assert two["lora_on"][0]["losses"][-5:] == pytest.approx(two["lora"][0]["losses"][5:], abs=1e-6)
+@pytest.mark.parametrize("name", ["lora", "shards"])
+def test_a_lora_goes_on_from_its_checkpoint(two: dict[str, Any], name: str) -> None:
+    found = two[f"{name}_on"][0]
+    assert "error" not in found, found
+    assert found["losses"][-5:] == pytest.approx(two[name][0]["losses"][5:], abs=1e-6)
 
 
 def test_the_best_checkpoint_is_that_of_one_process(
@@ -176,7 +183,7 @@ def test_what_cannot_be_shared_is_refused_with_what_can(
 
 
 def test_two_copies_of_two_parts_learn_what_one_process_learns(
-    model: Path, rows: Path, folder: Path, one: dict[str, Any]
+    model: Path, rows: Path, folder: Path, one: dict[str, Any], two: dict[str, Any]
 ) -> None:
     more = {"fsdp": "hybrid_shard", "fsdp_config": "shard_size=2"}
     run = settings(model, rows, folder, "full", 4, **more)
@@ -195,7 +202,20 @@ def test_two_copies_of_two_parts_learn_what_one_process_learns(
         ],
         folder / "wide-one",
     )
-    ranks = run_spread(4, [run, wide], folder / "four")
+    # what two processes left in parts, four go on from, and two pairs of them
+    shards = {**RUNS["shards"], "resume_from_checkpoint": str(folder / "shards-2" / "checkpoint-5")}
+    narrow = settings(model, rows, folder, "shards", 4, **shards, fsdp="fsdp2")
+    paired = {
+        **narrow,
+        "fsdp": "hybrid_shard",
+        "fsdp_config": "shard_size=2,state_dict_type=sharded",
+        "output_dir": str(folder / "paired"),
+    }
+    ranks = run_spread(4, [run, wide, narrow, paired], folder / "four")
+    for found in ranks[0][2:]:
+        assert "error" not in found, found
+        whole = two["shards"][0]["losses"]
+        assert found["losses"][-5:] == pytest.approx(whole[5:], abs=1e-4)
     for place, expected in enumerate((one["full"], reference[0])):
         found = ranks[0][place]
         assert "error" not in found, found

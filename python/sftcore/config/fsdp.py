@@ -23,7 +23,6 @@ _REFUSED = {
     "min_num_params": "each layer of the decoder is a unit; transformer_cls_names_to_wrap names others",
     "mixed_precision_policy": "--torch_dtype decides it",
     "sharding_strategy": "--fsdp names it",
-    "state_dict_type": "a checkpoint has whole tensors, so that any number of processes can go on from it",
     "sync_module_states": "all processes load the same files",
     "use_orig_params": "FSDP2 keeps the parameters as they are",
     "version": "FSDP2 is the one that runs",
@@ -32,7 +31,14 @@ _ALIASES = {
     "offload_params": "cpu_offload",
     "transformer_layer_cls_to_wrap": "transformer_cls_names_to_wrap",
 }
-_KNOWN = ("cpu_offload", "reshard_after_forward", "shard_size", "transformer_cls_names_to_wrap")
+_KNOWN = (
+    "cpu_offload",
+    "reshard_after_forward",
+    "shard_size",
+    "state_dict_type",
+    "transformer_cls_names_to_wrap",
+)
+_STATES = {"full": False, "sharded": True}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +50,7 @@ class FsdpOptions:
         reshard_after_forward: Whether the parameters of a unit are freed between forward and backward pass.
         cpu_offload: Whether parameters, gradients and optimizer lie in the memory of the host.
         shard_size: The processes that share a copy; None for those of a node.
+        shards_state: Whether a checkpoint has the optimizer in a file for each process.
         layers: The classes whose modules are units; empty for the layers of the decoder.
     """
 
@@ -51,6 +58,7 @@ class FsdpOptions:
     reshard_after_forward: bool = True
     cpu_offload: bool = False
     shard_size: int | None = None
+    shards_state: bool = False
     layers: tuple[str, ...] = ()
 
 
@@ -88,6 +96,11 @@ def read_fsdp_options(kind: str, given: dict[str, Any]) -> FsdpOptions:
         raise ConfigError(
             "--fsdp_config reshard_after_forward=true contradicts --fsdp shard_grad_op; take --fsdp full_shard"
         )
+    state = str(values.get("state_dict_type", "full")).lower().removesuffix("_state_dict")
+    if state not in _STATES:
+        raise ConfigError(
+            f"--fsdp_config state_dict_type={values['state_dict_type']}: expected full or sharded"
+        )
     layers = values.get("transformer_cls_names_to_wrap", [])
     layers = layers.split(",") if isinstance(layers, str) else layers
     if not isinstance(layers, list) or not all(isinstance(layer, str) for layer in layers):
@@ -99,5 +112,6 @@ def read_fsdp_options(kind: str, given: dict[str, Any]) -> FsdpOptions:
         reshard_after_forward=values.get("reshard_after_forward", kind != "shard_grad_op"),
         cpu_offload=values.get("cpu_offload", False),
         shard_size=size,
+        shards_state=_STATES[state],
         layers=tuple(layer.strip() for layer in layers),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from sftcore.config import TrainConfig
 from sftcore.errors import ConfigError, SftcoreError
 from sftcore.models.dtypes import choose_dtypes
+from sftcore.train.distributed.optimizer_shards import load_shards, save_shard
 from sftcore.train.distributed.spread import SpreadEngine
 from sftcore.train.distributed.world import World
 
@@ -48,6 +50,8 @@ class FsdpEngine(SpreadEngine):
         if self.options.is_hybrid:
             self.shard_size = self.options.shard_size or world.local_size
         self._mesh: Any = None
+        if self.options.shards_state:
+            self.state_format = "fsdp shards"
 
     def _check_config(self) -> None:
         super()._check_config()
@@ -172,6 +176,39 @@ class FsdpEngine(SpreadEngine):
     def part_group(self) -> Any:
         """The ranks that share a copy of the model."""
         return self._mesh.get_group("shard")
+
+    # -- the optimizer, where it stays in parts ------------------------------------------------------------------
+
+    def save_optimizer(self, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+        """Writes the optimizer whole, or the part of each rank of the first copy."""
+        if not self.options.shards_state:
+            super().save_optimizer(optimizer, folder)
+        elif self.world.rank < self.shard_size:
+            save_shard(optimizer, folder, self.world.rank, self.shard_size, self.local)
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+        """Gives the optimizer its part."""
+        if self.options.shards_state:
+            load_shards(optimizer, folder, self._rows_of, self._of_rows)
+        else:
+            super().load_optimizer(optimizer, folder)
+
+    def _rows_of(self, parameter: Tensor) -> tuple[int, int]:
+        # as torch.chunk, which FSDP follows
+        size = -(-parameter.shape[0] // self.shard_size)
+        start = min(self._mesh.get_local_rank("shard") * size, parameter.shape[0])
+        return start, min(start + size, parameter.shape[0])
+
+    def _of_rows(self, parameter: Tensor, rows: Tensor) -> Tensor:
+        assert isinstance(parameter, DTensor)
+        return DTensor.from_local(
+            rows.to(self.local(parameter).device),
+            parameter.device_mesh,
+            parameter.placements,
+            run_check=False,
+            shape=parameter.shape,
+            stride=parameter.stride(),
+        )
 
     @contextmanager
     def accumulating(self, model: Any) -> Iterator[None]:

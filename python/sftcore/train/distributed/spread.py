@@ -26,6 +26,7 @@ from sftcore.train.distributed.world import World
 if TYPE_CHECKING:
     from sftcore.train.trainer import SftTrainer
 
+OPTIMIZER_FILE = "optimizer.pt"
 # update each number by its own gradient and state, so that a part is updated as within the whole
 _ELEMENTWISE = {
     "adadelta",
@@ -157,6 +158,16 @@ class SpreadEngine(Engine):
     def part_group(self) -> Any:
         """The ranks whose parts are the whole."""
         raise NotImplementedError
+
+    def save_optimizer(self, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+        """Writes the optimizer into the folder of a checkpoint; all ranks call it."""
+        state = whole_optimizer(self, optimizer)
+        if self.world.is_first:
+            torch.save(state, folder / OPTIMIZER_FILE)
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+        """Gives the optimizer its part of what a checkpoint has."""
+        load_optimizer(self, optimizer, folder / OPTIMIZER_FILE)
 
     @contextmanager
     def accumulating(self, model: Any) -> Iterator[None]:  # noqa: ARG002

@@ -15,15 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sftcore.train.distributed.spread import (
-    SpreadEngine,
-    load_optimizer,
-    whole_optimizer,
-    whole_state,
-)
+from sftcore.train.distributed.spread import SpreadEngine, whole_state
 from sftcore.train.trainer import SftTrainer
 
-_OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"
+_SCHEDULER = "scheduler.pt"
 
 
 class SpreadTrainer(SftTrainer):
@@ -64,9 +59,8 @@ class SpreadTrainer(SftTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         self.engine.settle(self.model)
-        state = whole_optimizer(self.engine, self._plain_optimizer())
+        self.engine.save_optimizer(self._plain_optimizer(), Path(output_dir))
         if self.args.should_save:
-            torch.save(state, Path(output_dir) / _OPTIMIZER)
             with warnings.catch_warnings():
                 # it asks to save the optimizer too
                 warnings.simplefilter("ignore")
@@ -75,7 +69,7 @@ class SpreadTrainer(SftTrainer):
     def _load_states(self, checkpoint: str | None) -> None:
         assert checkpoint is not None
         self.engine.settle(self.model)
-        load_optimizer(self.engine, self._plain_optimizer(), Path(checkpoint) / _OPTIMIZER)
+        self.engine.load_optimizer(self._plain_optimizer(), Path(checkpoint))
         state = torch.load(Path(checkpoint) / _SCHEDULER, weights_only=True)
         self.lr_scheduler.load_state_dict(state)
 
