@@ -1,7 +1,7 @@
 """The optimizer of a run in one file a process, each with the rows that the process has of every state.
 
-No process ever holds the whole, and files are read by the rows that are wanted, so that another number of processes goes
-on from them. They hold tensors and nothing that could run.
+No process ever holds the whole, and files are read by the rows that are wanted, so that another number of processes
+goes on from them. They hold tensors and nothing that could run.
 """
 
 from __future__ import annotations
@@ -93,12 +93,13 @@ def load_shards(
 
 
 def _read_rows(files: list[Any], key: str, start: int, stop: int) -> Tensor:
-    parts, first = [], 0
+    parts: list[Tensor] = [files[0].get_tensor(key)[:0]]
+    first = 0
     for file in files:
         rows = file.get_slice(key)
         length = rows.get_shape()[0]
         low, high = max(start - first, 0), min(stop - first, length)
-        if low < high or (not parts and file is files[-1]):
-            parts.append(rows[min(low, length) : max(high, 0)])
+        if low < high:
+            parts.append(rows[low:high])
         first += length
     return torch.cat(parts)
