@@ -7,6 +7,7 @@ A `Split` says of which dimension a parameter is a part.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -151,8 +152,10 @@ def _sum(value: Tensor, group: Group) -> Tensor:
 class Parter:
     """Parts the layers of a model among the ranks of a group, in place."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, model: nn.Module) -> None:
         self.group = group
+        owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+        self._tied = {parameter for parameter, number in owners.items() if number > 1}
         self.splits: dict[int, tuple[nn.Parameter, Split]] = {}
         """By the id of a parameter that is a part: itself, which keeps the id its own, and how it is parted."""
         # a tied parameter is parted once
@@ -319,14 +322,14 @@ class Parter:
         if whole is None:
             return Split(dim=dim, sizes=())
         split = self.group.split(dim, whole.shape[dim])
-        if id(whole) not in self._parts:
-            own = self.group.part(whole.detach(), split).clone(
-                memory_format=torch.contiguous_format
-            )
+        part = self._parts[id(whole)][1] if id(whole) in self._parts else None
+        if part is None:
+            own = self.group.part(whole.detach(), split)
+            own = own.clone(memory_format=torch.contiguous_format)
             part = nn.Parameter(own, requires_grad=whole.requires_grad)
-            self._parts[id(whole)] = (whole, part)
             self.splits[id(part)] = (part, split)
-        part = self._parts[id(whole)][1]
+            if id(whole) in self._tied:
+                self._parts[id(whole)] = (whole, part)
         if self.splits[id(part)][1] != split:
             raise ConfigError(
                 f"--tensor_parallel_size cannot share {name}: tied layers are parted in different ways"

@@ -79,7 +79,7 @@ class TensorParallelEngine(SpreadEngine):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         layers = planned_layers(base)
         check_sizes(base, layers, self._group.size)
-        self._parter = Parter(self._group)
+        self._parter = Parter(self._group, model)
         for name, (module, style) in layers.items():
             self._parter.part(name, module, style)
         self._parter.forget_wholes()
