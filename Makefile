@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 RUST := $(shell find rust Cargo.toml Cargo.lock -name '*.rs' -o -name 'Cargo.*' -type f)
 CORE := python/sftcore/_core.abi3.so
 
-.PHONY: quickstart test check parity bench bench-train scale engines fuzz fuzz-keep wheel clean format
+.PHONY: quickstart test check parity bench bench-train bench-distributed scale engines fuzz fuzz-keep wheel clean format
 
 quickstart: $(VENV)/.train $(CORE)
 	$(BIN)/python examples/quickstart/run.py
@@ -50,6 +50,10 @@ TRL := .venv-trl
 bench-train: $(VENV)/.dev $(CORE) $(TRL)/.ready
 	$(BIN)/python benches/loss.py
 	$(BIN)/python benches/train.py --trl $(TRL)/bin/python --shared $(SHARED)
+
+# two processes beside one, and beside the plain Trainer
+bench-distributed: $(VENV)/.dev $(CORE)
+	$(BIN)/python benches/distributed.py --shared $(SHARED)
 
 # the data engine on a gigabyte; `make scale SIZES="1G 10G"` takes half an hour and 12 GB of disk
 SIZES := 1G

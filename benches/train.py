@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--shared", default=os.environ.get("SFTCORE_SHARED", "../shared/data"))
     parser.add_argument("--rows", default="datasets/llamafactory/alpaca_en_demo.json")
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--max_length", type=int, default=512)
     parser.add_argument("--learning_rate", type=float, default=2e-4)
@@ -147,12 +147,12 @@ def run_sftcore(settings: dict[str, Any], extra: dict[str, Any], work: Path) -> 
     from transformers import TrainerCallback
 
     from sftcore.config import TrainConfig
-    from sftcore.train import run as module
-    from sftcore.train.trainer import SftTrainer
+    from sftcore.train import train
+    from sftcore.train import trainer as module
 
     clock = Clock()
 
-    class Timed(SftTrainer):
+    class Timed(module.SftTrainer):
         """Counts what goes through a step."""
 
         def __init__(self, **arguments: Any) -> None:
@@ -181,7 +181,7 @@ def run_sftcore(settings: dict[str, Any], extra: dict[str, Any], work: Path) -> 
         disable_tqdm=True,
         **extra,
     )
-    result = module.train(config)
+    result = train(config)
     peak = peak_bytes()
     loss = held_out_loss(settings["model"], result["last_model_checkpoint"], work)
     return clock.figures() | {"peak_bytes": peak} | loss

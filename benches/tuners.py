@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -61,6 +62,7 @@ def main() -> int:
     prepare(options, work)
     figures = {}
     for name in options.runs:
+        shutil.rmtree(work / name, ignore_errors=True)  # of an earlier run of this script
         log = work / f"{name}.log"
         command = [sys.executable, __file__, "--run", name, "--work", str(work)]
         with log.open("w") as file:

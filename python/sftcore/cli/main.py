@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from sftcore.cli import data, datasets, env, infer, launch, merge, templates, train
+from sftcore.cli import data, datasets, env, infer, launch, merge, plan, templates, train
 from sftcore.cli.flags import read_more_flags
 from sftcore.config.schema import did_you_mean
 from sftcore.errors import ConfigError, SftcoreError
@@ -95,6 +95,6 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--version", action="version", version=f"sftcore {importlib.metadata.version('sftcore')}"
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (train, infer, merge, data, datasets, templates, env):
+    for command in (train, plan, infer, merge, data, datasets, templates, env):
         command.register(subparsers)
     return parser, dict(subparsers.choices)

@@ -15,7 +15,6 @@ from sftcore.config import training_arguments as transformers
 
 _DTYPES = {"AUTO": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _HUB = "sending models to a hub"
-_SEQUENCE_PARALLEL = "sequence parallelism"
 
 
 def is_true(value: Any) -> bool:
@@ -124,6 +123,8 @@ TRAIN = Names(
             "discard": "skip",
             "warning": "skip",
         },
+        "fsdp": {"full_shard auto_wrap": "full_shard", "true": "fsdp2", "false": None, "": None},
+        "deepspeed": {"default-zero2": "zero2", "default-zero3": "zero3"},
         "target_modules": {"ALL": "all-linear", "AUTO": "DEFAULT"},
         "acc_strategy": {"sentence": "seq"},
         "lr_scheduler_type": {
@@ -188,7 +189,6 @@ TRAIN = Names(
         "hub_strategy": (_HUB, (None, "every_save")),
         "push_hub_strategy": (_HUB, (None, "push_best")),
         "model_revision": ("a revision of a model", (None, "", "master", "main")),
-        "sequence_parallel_size": (_SEQUENCE_PARALLEL, (None, 1)),
         "external_plugins": ("plug-ins", (None, "", [])),
         "custom_register_path": ("plug-ins", (None, "", [])),
         "loss_scale": ("weights by rules for parts of an answer", (None, "default")),

@@ -92,6 +92,9 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         self.saves_into: str | None = None
         train_stream = _Stream(train_loader, endless=True, speed=speed)
         super().__init__(train_dataset=train_stream, eval_dataset=eval_loader and [], **arguments)
+        if self.accelerator.ddp_handler is not None:
+            # gradients lie in what DDP sends, not beside it
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True
         self.checkpoints = Checkpoints(
             Path(self.args.output_dir),
             limit=config.save_total_limit,
