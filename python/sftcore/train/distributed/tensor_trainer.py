@@ -25,4 +25,5 @@ class TensorTrainer(SpreadTrainer):
             device_ids=[world.local_rank] if torch.cuda.is_available() else None,
             process_group=self.engine.data_group,
             broadcast_buffers=False,
+            gradient_as_bucket_view=True,
         )
