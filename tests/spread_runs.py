@@ -9,9 +9,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import processes
 from processes import SECONDS, start
 
 _WORKER = str(Path(__file__).with_name("spread_rank.py"))
+
+
+def settings_of(model: Path, rows: Path, output: Path, **settings: Any) -> dict[str, Any]:
+    """Four examples a step for one process, without dropout where there is an adapter."""
+    given = processes.settings_of(model, rows, output, **settings)
+    if given["tuner_type"] == "full":
+        given.pop("lora_dropout", None)
+    return given
 
 
 def alone(runs: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from processes import settings_of, start
+from processes import start
 from sftcore.config import TrainConfig
 from sftcore.errors import ConfigError
-from spread_runs import alone, logits_of, run_spread, saved_tensors
+from spread_runs import alone, logits_of, run_spread, saved_tensors, settings_of
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
