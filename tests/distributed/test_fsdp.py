@@ -25,7 +25,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "packed": {"packing": True, "max_length": 256, "test_oom": True},
     "plain_loss": {"loss_impl": "plain", "gradient_checkpointing": True},
     "shards": {**LORA, "save_steps": 5, "fsdp_config": "state_dict_type=sharded"},
-    "sora": {"tuner_type": "sora", "lora_rank": 4, "sora_lambda": 2.0},
+    "sora": {"tuner_type": "sora", "lora_rank": 4, "sora_lambda": 1.0, "sora_lr": 0.05},
     "answers": {**LORA, "predict_with_generate": True, "predict_rows": 3, "max_new_tokens": 4},
 }
 """Each is run by one process and by two; a step has four examples either way."""
