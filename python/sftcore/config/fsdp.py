@@ -16,7 +16,7 @@ _REFUSED = {
     "activation_checkpointing": "--gradient_checkpointing true does it",
     "auto_wrap_policy": "each layer of the decoder is a unit; transformer_cls_names_to_wrap names others",
     "backward_prefetch": "FSDP2 orders its transfers itself",
-    "cpu_ram_efficient_loading": "weights are mapped from their files, which processes of a node share",
+    "cpu_ram_efficient_loading": "each process loads the model, tries it, and then takes it apart",
     "forward_prefetch": "FSDP2 orders its transfers itself",
     "fsdp_version": "FSDP2 is the one that runs",
     "limit_all_gathers": "FSDP2 needs no limit",
