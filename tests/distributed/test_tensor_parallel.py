@@ -193,7 +193,8 @@ def test_two_groups_of_two_average_their_gradients(
 def test_a_size_that_does_not_divide_the_heads_is_refused_with_those_that_do(
     models: dict[str, Path], rows: Path, folder: Path
 ) -> None:
-    run = settings(models, rows, folder, "full", 4, tensor_parallel_size=4)
+    output = str(folder / "never")
+    run = settings(models, rows, folder, "full", 4, tensor_parallel_size=4, output_dir=output)
     for rank in run_spread(4, [run], folder / "refused"):
         assert "num_key_value_heads 2" in rank[0]["error"]
         assert "2 would fit" in rank[0]["error"]
