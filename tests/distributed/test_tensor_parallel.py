@@ -15,17 +15,21 @@ from sftcore.errors import ConfigError
 from sftcore.train.distributed import World, choose_engine
 from spread_runs import alone, logits_of, run_spread, saved_tensors, settings_of
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+# the first test waits for all runs, each start of which ends by itself within 280 seconds
+pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(900)]
 
 LORA = {"tuner_type": "lora", "lora_rank": 4, "target_modules": ["all-linear"]}
 RUNS: dict[str, dict[str, Any]] = {
     "full": {"max_grad_norm": 0.5, "weight_decay": 0.1, "save_steps": 5},
     "lora": {**LORA, "gradient_checkpointing": True, "max_grad_norm": 0.05, "save_steps": 5},
     "olora": {**LORA, "init_weights": "olora", "packing": True, "max_length": 256},
-    "plain_loss": {"loss_impl": "plain", "gradient_checkpointing": True},
-    "answers": {"predict_with_generate": True, "predict_rows": 3, "max_new_tokens": 4},
-    "norms": {"max_grad_norm": 0.5},
-    "joined": {**LORA, "learning_rate": 1e-3},
+    "norms": {
+        "max_grad_norm": 0.5,
+        "predict_with_generate": True,
+        "predict_rows": 3,
+        "max_new_tokens": 4,
+    },
+    "joined": {**LORA, "learning_rate": 1e-3, "loss_impl": "plain"},
 }
 """Each is run by one process, and by two that share the layers; `norms` and `joined` are other models."""
 
@@ -94,14 +98,13 @@ def two(
     runs = [settings(models, rows, folder, name, 2, **engine) for name in RUNS]
     middle = {
         "full_on": ("full", folder / "full-2" / "checkpoint-5"),
-        "lora_on": ("lora", folder / "lora-2" / "checkpoint-5"),
         "from_one": ("lora", Path(one["lora"]["output_dir"]) / "checkpoint-5"),
     }
     for name, (kind, checkpoint) in middle.items():
         run = settings(models, rows, folder, kind, 2, **engine)
         output = str(folder / name)
         runs.append({**run, "resume_from_checkpoint": str(checkpoint), "output_dir": output})
-    runs.append(settings(models, rows, folder, "plain_loss", 3, learning_rate=1e30, **engine))
+    runs.append(settings(models, rows, folder, "full", 3, learning_rate=1e30, **engine))
     names = [*RUNS, *middle, "exploding"]
     ranks = run_spread(2, runs, folder / "two")
     return {name: [rank[place] for rank in ranks] for place, name in enumerate(names)}
@@ -147,7 +150,7 @@ def test_each_process_has_half_of_what_can_be_parted(
             assert rank["bytes"][kind] == (size - copies) // 2 + copies, kind
 
 
-@pytest.mark.parametrize("name", ["full_on", "lora_on", "from_one"])
+@pytest.mark.parametrize("name", ["full_on", "from_one"])
 def test_a_run_goes_on_from_its_checkpoint_and_from_that_of_one_process(
     one: dict[str, Any], two: dict[str, Any], name: str
 ) -> None:
@@ -166,8 +169,8 @@ def test_generated_answers_are_those_of_one_process(
         file = Path(found["output_dir"]) / "predictions" / "step-10.jsonl"
         return [json.loads(line)["prediction"] for line in file.read_text().splitlines()]
 
-    assert len(lines(one["answers"])) == 3
-    assert lines(one["answers"]) == lines(two["answers"][0])
+    assert len(lines(one["norms"])) == 3
+    assert lines(one["norms"]) == lines(two["norms"][0])
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_on_every_process(two: dict[str, Any]) -> None:
