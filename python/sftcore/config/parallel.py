@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from sftcore.config.fsdp import FsdpOptions, read_fsdp_options
 from sftcore.config.pairs import read_pairs
 from sftcore.config.pipeline import check_pipeline
 from sftcore.config.ranges import check_effects, check_least
@@ -21,7 +22,8 @@ class ParallelConfig:
     """PyTorch's FSDP2, which shards parameters, gradients and optimizer: fsdp2 (the same as full_shard), shard_grad_op
     (parameters stay whole between forward and backward pass), or hybrid_shard (whole copies, one a node)."""
     fsdp_config: str = "{}"
-    """More of FSDP, as '{"cpu_offload": true}' or cpu_offload=true; the names are those of accelerate's plugin."""
+    """More of FSDP, as '{"cpu_offload": true}' or cpu_offload=true; the names are those of accelerate's plugin, and
+    shard_size, the processes that share a copy of hybrid_shard (docs/distributed/fsdp.md)."""
     tensor_parallel_size: int = 1
     """Processes that share each layer, by the tensor-parallel plan of the model."""
     pipeline_parallel_size: int = 1
@@ -52,7 +54,7 @@ class ParallelConfig:
             ),
         }
         check_effects(self, ParallelConfig, needed)
-        _ = self.fsdp_arguments
+        _ = self.fsdp_options
         engines = self.engines
         if engines or self.max_restarts:
             raise ConfigError(
@@ -87,10 +89,11 @@ class ParallelConfig:
         return self.tensor_parallel_size * self.pipeline_parallel_size * self.sequence_parallel_size
 
     @property
-    def fsdp_arguments(self) -> dict[str, Any]:
-        """`fsdp_config` as a dict.
+    def fsdp_options(self) -> FsdpOptions:
+        """`fsdp` and `fsdp_config` as what FSDP is told.
 
         Raises:
-            ConfigError: It is neither a JSON object nor pairs.
+            ConfigError: `fsdp_config` is neither a JSON object nor pairs, or one of them is wrong.
         """
-        return read_pairs("fsdp_config", self.fsdp_config, '{"cpu_offload": true}')
+        given = read_pairs("fsdp_config", self.fsdp_config, '{"cpu_offload": true}')
+        return read_fsdp_options(self.fsdp or "fsdp2", given)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from sftcore.data import BatchLoader, StreamLoader
 from sftcore.errors import NonFiniteError
@@ -272,9 +272,7 @@ class FiniteGuard:
             for number, batch in chosen
             for row, example in single_examples(batch)
         ]
-        kind = self.accelerator.distributed_type
-        shards = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if shards or not (in_losses or self.engine.runs_alone):
+        if self.engine.shares_weights or not (in_losses or self.engine.runs_alone):
             # to run a row, all ranks would have to run one, and they do not have equally many
             return whole, False
         plain = self.accelerator.unwrap_model(model)
@@ -350,7 +348,11 @@ def _non_finite_weights(model: Any) -> list[str]:
     """Returns the names of the first parameters that hold a value that is not finite."""
     names = []
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+        if not parameter.is_floating_point():
+            continue
+        is_finite = torch.isfinite(parameter.detach()).all()
+        # of a parameter that is spread over ranks, all of them look at their part
+        if not bool(is_finite.full_tensor() if isinstance(is_finite, DTensor) else is_finite):
             names.append(name)
             if len(names) == 3:
                 break

@@ -79,14 +79,18 @@ class HeadLoss:
             labels: int64 `[rows, length]`, -100 off the loss mask.
             weights: float32 `[rows, length]`, or None.
         """
+        module = self.model.get_output_embeddings()
+        # where layers lie on several devices, the loss is computed where the head is
+        place, home = labels.device, next(iter(module.parameters()), labels).device
+        hidden, labels = hidden.to(home), labels.to(home)
+        weights = None if weights is None else weights.to(home)
         targets = shift(labels, -100)
         trained = targets != -100
-        module = self.model.get_output_embeddings()
 
         def head(part: Tensor) -> Tensor:
             return self.after_head(module(part))
 
-        return chunked_losses(
+        found = chunked_losses(
             hidden[trained],
             targets[trained],
             None if weights is None else shift(weights, 0.0)[trained],
@@ -97,6 +101,7 @@ class HeadLoss:
             or default_chunk_size(self.model.config.get_text_config().vocab_size, hidden.device),
             gradients_in_forward=self.gradients_in_forward,
         )
+        return TokenLosses(*(value.to(place) for value in found))
 
 
 def after_head(config: Any) -> Callable[[Tensor], Tensor]:

@@ -110,6 +110,7 @@ def _train(config: TrainConfig, engine: Engine, lock: RunLock) -> dict[str, Any]
     if opened.padding_reason:
         config = padded(config)
         train_loader, eval_loader = open_loaders(config, encoder, engine.world)
+    engine.share(opened.model)
     unknown = check_vocabulary(encoder, opened.model.config)
     for line in (engine.describe(), *opened.lines, note, unknown):
         if line:

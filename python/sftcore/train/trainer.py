@@ -257,8 +257,11 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.resume is not None:
-            load = functools.partial(super()._load_optimizer_and_scheduler, checkpoint)
+            load = functools.partial(self._load_states, checkpoint)
             restore_optimizer(self, self.resume, load)
+
+    def _load_states(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if not self.config.resume_only_model:
@@ -283,6 +286,8 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         save_tokenizer(self.train_loader.encoder, folder)
         write_args(folder, self.config)

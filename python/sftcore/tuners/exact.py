@@ -8,14 +8,15 @@ for it, and `tuner_state.safetensors` beside it holds what is in memory, bit for
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from peft import PeftModelForCausalLM
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from sftcore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STATE_FILE = "tuner_state.safetensors"
 ADAPTER = "default"
@@ -79,19 +80,22 @@ class ExactModel(PeftModelForCausalLM):  # type: ignore[misc, unused-ignore]
         state = load_file(path)
         parameters = {name: p for name, p in self.named_parameters() if p.requires_grad}
         found = {name.removeprefix(_TRAINED) for name in state if name.startswith(_TRAINED)}
-        odd = sorted(found.symmetric_difference(parameters)) or [
-            name for name, p in parameters.items() if state[_TRAINED + name].shape != p.shape
-        ]
-        if odd:
+        if odd := sorted(found.symmetric_difference(parameters)):
             raise ConfigError(
-                f"{path} does not fit this run: {odd[0]} is in one of them alone, or of another shape; resume with "
-                "the model and the tuner settings of the checkpoint"
+                f"{path} does not fit this run: {odd[0]} is in one of them alone; resume with the model and the tuner "
+                "settings of the checkpoint"
             )
         # first what changes frozen weights, as it is told from the parameters of a fresh start
         self.load_more_state(
             {name: value for name, value in state.items() if not name.startswith(_TRAINED)}
         )
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(state[_TRAINED + name])
+        # an engine may hold parts of them, and takes its own of these wholes
+        wholes = {name: state[_TRAINED + name] for name in parameters}
+        try:
+            self.load_state_dict(wholes, strict=False)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{path} does not fit this run: {str(error).splitlines()[-1].strip()}; resume with the model and the "
+                "tuner settings of the checkpoint"
+            ) from error
         return None

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -87,7 +88,9 @@ class SoraModel(ExactModel):
     def numbers(self) -> dict[str, float]:
         """Returns the mean rank of a module and the share of gates at 0."""
         gates = list(self.gates().values())
-        alive = sum(int(gate.count_nonzero()) for gate in gates)
+        counts = [(gate != 0).sum() for gate in gates]
+        # gates that are spread over ranks are counted on all of them
+        alive = sum(int(n.full_tensor() if isinstance(n, DTensor) else n) for n in counts)
         total = sum(len(gate) for gate in gates)
         return {"sora_mean_rank": alive / len(gates), "sora_zero_gates": 1 - alive / total}
 

@@ -51,6 +51,8 @@ class Engine:
     is_elastic = True
     # whether a rank can run the model without the others
     runs_alone = True
+    # whether ranks with other examples take part in each forward pass
+    shares_weights = False
     # what accelerate calls it; None where no accelerator state shows it
     distributed_types: tuple[str, ...] = ("MULTI_CPU", "MULTI_GPU")
 
@@ -140,6 +142,8 @@ class Engine:
             ConfigError: As `--loss_impl` asks, they cannot be.
         """
         return choose_loss(self.config, model, kind)
+    def share(self, model: Any) -> None:
+        """Spreads a model that has its tuner over the ranks, in place, where that is not left to the Trainer."""
 
     def training_arguments(self) -> dict[str, Any]:
         """More arguments of `TrainingArguments`."""
