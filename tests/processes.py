@@ -50,12 +50,13 @@ def settings_of(model: Path, rows: Path, output: Path, **settings: Any) -> dict[
         "gradient_accumulation_steps": 4,
         "max_steps": 10,
         "learning_rate": 1e-2,
-        "lora_dropout": 0.0,
         "logging_steps": 1,
         "gradient_checkpointing": False,
         "disable_tqdm": True,
         "report_to": ["none"],
     }
+    if settings.get("tuner_type") not in (None, "full", "freeze"):
+        given["lora_dropout"] = 0.0
     return {**given, **settings}
 
 

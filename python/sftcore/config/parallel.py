@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from sftcore.config.pairs import read_pairs
 from sftcore.config.ranges import check_effects, check_least
+from sftcore.config.zero import read_deepspeed
 from sftcore.errors import ConfigError
 
 
@@ -52,6 +53,8 @@ class ParallelConfig:
         }
         check_effects(self, ParallelConfig, needed)
         _ = self.fsdp_arguments
+        if self.deepspeed is not None:
+            read_deepspeed(self.deepspeed)
         engines = self.engines
         # Ulysses runs on top of ZeRO
         together = {"--deepspeed", "--sequence_parallel_size"}

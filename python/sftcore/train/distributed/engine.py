@@ -20,6 +20,7 @@ from sftcore.errors import SftcoreError
 from sftcore.train.distributed.world import World
 
 if TYPE_CHECKING:
+    from sftcore.train.method import LossMethod
     from sftcore.train.trainer import SftTrainer
 
 
@@ -40,6 +41,12 @@ class Engine:
     is_elastic = True
     # what accelerate calls it; None where no accelerator state shows it
     distributed_types: tuple[str, ...] = ("MULTI_CPU", "MULTI_GPU")
+    # whether it keeps float32 weights beside those of the model
+    has_master_weights = False
+    # whether it scales float16 losses by itself, and leaves out the steps that overflow
+    scales_loss = False
+    # whether the head may be called but once a forward pass, as each call gathers its weights from all ranks
+    calls_head_once = False
 
     def __init__(self, config: TrainConfig, world: World) -> None:
         self.config = config
@@ -111,6 +118,18 @@ class Engine:
     def training_arguments(self) -> dict[str, Any]:
         """More arguments of `TrainingArguments`."""
         return {}
+
+    def share_loss(self, method: LossMethod, model: Any) -> LossMethod:  # noqa: ARG002
+        """Returns how losses are computed where ranks share the tokens of a batch.
+
+        Args:
+            method: How one rank computes them.
+            model: The model, as one rank has it.
+
+        Raises:
+            ConfigError: The model cannot be shared so.
+        """
+        return method
 
     def trainer_class(self) -> type[SftTrainer]:
         """The Trainer that runs this engine."""
