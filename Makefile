@@ -123,7 +123,7 @@ $(VENV)/.train: $(VENV)/.base
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.train
-	$(PIP) -r <($(EXTRA) hub metrics dev)
+	$(PIP) -r <($(EXTRA) hub metrics deepspeed dev)
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev

@@ -245,8 +245,6 @@ def test_an_old_flag_is_its_setting_with_a_line_of_notice(
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--deepspeed", "zero2"], "--deepspeed is not available yet"),
-        (["--fsdp", "fsdp2"], "--fsdp is not available yet"),
         (["--push_to_hub", "true"], "--push_to_hub is not available yet: sending models to a hub"),
         (["--use_cache", "true"], "--use_cache is not taken: a cache of keys and values"),
         (["--auto_find_batch_size"], "--auto_find_batch_size is not taken: the plan of a run"),

@@ -9,6 +9,7 @@ from sftcore.config.fsdp import FsdpOptions, read_fsdp_options
 from sftcore.config.pairs import read_pairs
 from sftcore.config.pipeline import check_pipeline
 from sftcore.config.ranges import check_effects, check_least
+from sftcore.config.zero import read_deepspeed
 from sftcore.errors import ConfigError
 
 
@@ -55,12 +56,9 @@ class ParallelConfig:
         }
         check_effects(self, ParallelConfig, needed)
         _ = self.fsdp_options
+        if self.deepspeed is not None:
+            read_deepspeed(self.deepspeed)
         engines = self.engines
-        if engines or self.max_restarts:
-            raise ConfigError(
-                f"{' and '.join(engines) or '--max_restarts'} is not available yet; processes that NPROC_PER_NODE or "
-                "torchrun starts share the data, each with the whole model (leave it out)"
-            )
         # Ulysses runs on top of ZeRO
         together = {"--deepspeed", "--sequence_parallel_size"}
         if len(engines) > 1 and not set(engines) <= together:

@@ -33,8 +33,8 @@ def check_pipeline(config: Any) -> None:
             config.init_weights not in _STARTS,
             f"it starts from the weights of all layers; expected one of {', '.join(_STARTS)}",
         ),
-        f"--quant_method {config.quant_method}": (
-            config.quant_method is not None,
+        f"--quant_bits {config.weight_bits}": (
+            config.weight_bits is not None,
             "quantized layers cannot be left out when a model is loaded; leave one of them out",
         ),
         "--predict_with_generate true or --num_sample_generations": (

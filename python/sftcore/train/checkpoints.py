@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 
 from sftcore.errors import CheckpointError, first_line
+from sftcore.models.shapes import full_size
 from sftcore.train.distributed.lost import is_of_peers
 from sftcore.train.loaders import say
 
@@ -274,7 +275,7 @@ def _num_bytes(trainer: SftTrainer) -> int:
         saved += [
             value for state in states for value in state.values() if isinstance(value, torch.Tensor)
         ]
-    return sum(one.numel() * one.element_size() for one in saved)
+    return sum(full_size(one) * one.element_size() for one in saved)
 
 
 def list_checkpoints(folder: Path) -> dict[int, Path]:

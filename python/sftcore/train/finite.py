@@ -172,7 +172,8 @@ class FiniteGuard:
         if not in_losses and not in_norm:
             self._in_a_row = 0
             return norm
-        if not in_losses and self.accelerator.scaler is not None:
+        scales = self.accelerator.scaler is not None or self.engine.scales_loss
+        if not in_losses and scales:
             return None  # the scaler leaves the step out and scales less
         self._examine(model, step + 1, wrong[:num_losses].tolist(), in_losses=bool(in_losses))
         self._skip(model)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.utils import ModelOutput
 
+from sftcore.models.shapes import full_shape
 from sftcore.train.loss import (
     Objective,
     TokenLosses,
@@ -63,45 +64,84 @@ class HeadLoss:
         *,
         chunk_size: int | None,
         gradients_in_forward: bool,
+        calls_head_once: bool = False,
     ) -> None:
         self.model = model
         self.objective = objective
         self.chunk_size = chunk_size
         self.gradients_in_forward = gradients_in_forward
+        self.calls_head_once = calls_head_once
         self.after_head = after_head(model.config)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]  # it takes gradients itself
-    def __call__(self, hidden: Tensor, labels: Tensor, weights: Tensor | None) -> TokenLosses:
+    def __call__(self, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> TokenLosses:
         """Returns the losses of the trained tokens of a batch.
 
         Args:
             hidden: The last hidden states, `[rows, length, width]`.
-            labels: int64 `[rows, length]`, -100 off the loss mask.
-            weights: float32 `[rows, length]`, or None.
+            targets: int64 `[rows, length]`: what each token should predict, -100 where nothing.
+            weights: float32 `[rows, length]`, of the predictions, or None.
         """
         module = self.model.get_output_embeddings()
         # where layers lie on several devices, the loss is computed where the head is
-        place, home = labels.device, next(iter(module.parameters()), labels).device
-        hidden, labels = hidden.to(home), labels.to(home)
+        place, home = targets.device, next(iter(module.parameters()), targets).device
+        hidden, targets = hidden.to(home), targets.to(home)
         weights = None if weights is None else weights.to(home)
-        targets = shift(labels, -100)
         trained = targets != -100
 
-        def head(part: Tensor) -> Tensor:
-            return self.after_head(module(part))
+        def losses(apply: Callable[[Tensor], Tensor], part: Tensor) -> TokenLosses:
+            return chunked_losses(
+                part,
+                targets[trained],
+                None if weights is None else weights[trained],
+                head=lambda chunk: self.after_head(apply(chunk)),
+                parameters=[p for p in module.parameters() if p.requires_grad],
+                objective=self.objective,
+                chunk_size=self.chunk_size
+                or default_chunk_size(
+                    self.model.config.get_text_config().vocab_size, hidden.device
+                ),
+                gradients_in_forward=self.gradients_in_forward,
+            )
 
-        found = chunked_losses(
-            hidden[trained],
-            targets[trained],
-            None if weights is None else shift(weights, 0.0)[trained],
-            head=head,
-            parameters=[p for p in module.parameters() if p.requires_grad],
-            objective=self.objective,
-            chunk_size=self.chunk_size
-            or default_chunk_size(self.model.config.get_text_config().vocab_size, hidden.device),
-            gradients_in_forward=self.gradients_in_forward,
-        )
+        if self.calls_head_once:
+            found = _within(module, losses, hidden[trained])
+        else:
+            found = losses(module, hidden[trained])
         return TokenLosses(*(value.to(place) for value in found))
+
+
+def _within(module: nn.Module, losses: Callable[..., TokenLosses], hidden: Tensor) -> TokenLosses:
+    """Computes the losses inside one call of the head, whose hooks give it its weights for that time."""
+    plain = module.forward
+    found: list[TokenLosses] = []
+
+    def forward(part: Tensor) -> Tensor:
+        found.append(losses(plain, part))
+        return found[0].total
+
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        total = module(hidden)
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+    return TokenLosses(total, found[0].losses, found[0].right)
+
+
+def take_targets(inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """Takes out what each token should predict, and its weight.
+
+    Args:
+        inputs: With `labels`, and perhaps `loss_weights`; or with `targets` and `target_weights`, which are moved to
+            the token that predicts them already.
+    """
+    weights = inputs.pop("loss_weights", None)
+    if "targets" in inputs:
+        return inputs.pop("targets"), inputs.pop("target_weights", None)
+    return shift(inputs.pop("labels"), -100), None if weights is None else shift(weights, 0.0)
 
 
 def after_head(config: Any) -> Callable[[Tensor], Tensor]:
@@ -127,7 +167,12 @@ def after_head(config: Any) -> Callable[[Tensor], Tensor]:
 
 
 def install_head_loss(
-    model: Any, objective: Objective, *, chunk_size: int | None, gradients_in_forward: bool = True
+    model: Any,
+    objective: Objective,
+    *,
+    chunk_size: int | None,
+    gradients_in_forward: bool = True,
+    calls_head_once: bool = False,
 ) -> None:
     """Makes `model(..., trained_tokens=True)` return `TrainedTokens`; any other call stays as it was.
 
@@ -136,20 +181,25 @@ def install_head_loss(
         objective: What is minimised.
         chunk_size: Tokens of a chunk of the head; None for the default of the device.
         gradients_in_forward: As in `chunked_losses`.
+        calls_head_once: Whether the head is called once a forward pass, not for each chunk.
     """
     base = causal_model(model)
     plain = base.forward
     loss = HeadLoss(
-        base, objective, chunk_size=chunk_size, gradients_in_forward=gradients_in_forward
+        base,
+        objective,
+        chunk_size=chunk_size,
+        gradients_in_forward=gradients_in_forward,
+        calls_head_once=calls_head_once,
     )
 
     @functools.wraps(plain)
     def forward(self: Any, *args: Any, trained_tokens: bool = False, **kwargs: Any) -> Any:
         if not trained_tokens:
             return plain(*args, **kwargs)
-        labels, weights = kwargs.pop("labels"), kwargs.pop("loss_weights", None)
+        targets, weights = take_targets(kwargs)
         outputs = self.base_model(*args, **kwargs)
-        return TrainedTokens(*loss(outputs.last_hidden_state, labels, weights))
+        return TrainedTokens(*loss(outputs.last_hidden_state, targets, weights))
 
     base.forward = MethodType(forward, base)
 
@@ -161,14 +211,13 @@ def plain_losses(
 
     Args:
         model: Any causal language model.
-        inputs: A batch, with `labels` and perhaps `loss_weights`.
+        inputs: A batch, as `take_targets` knows it.
         objective: What is minimised.
     """
-    rest = {name: value for name, value in inputs.items() if name not in ("labels", "loss_weights")}
+    rest = dict(inputs)
+    targets, weights = take_targets(rest)
     outputs = model(**rest)
-    targets = shift(inputs["labels"], -100)
     trained = targets != -100
-    weights = inputs.get("loss_weights")
     logits = outputs.logits[trained]
     if not len(logits):
         total = outputs.logits.float().sum() * 0.0
@@ -177,7 +226,7 @@ def plain_losses(
     losses = losses_of_logits(
         logits,
         targets[trained],
-        None if weights is None else shift(weights, 0.0)[trained],
+        None if weights is None else weights[trained],
         objective,
     )
     extra = getattr(outputs, "aux_loss", None)
@@ -185,15 +234,21 @@ def plain_losses(
     return losses, None if extra is None or not coefficient else extra * coefficient
 
 
-def why_not_chunked(model: Any) -> str | None:
+def why_not_chunked(model: Any, *, calls_head_once: bool = False) -> str | None:
     """Returns why the head of a model cannot be taken for itself; None where it can.
 
     The value is compared on a short row of the model's own vocabulary, in the dtype that it has.
+
+    Args:
+        model: The model with its tuner.
+        calls_head_once: As in `install_head_loss`.
     """
     base = causal_model(model)
     head = base.get_output_embeddings()
     if not isinstance(head, nn.Module):
         return f"{type(base).__name__} has no head of its own"
+    if calls_head_once and any(True for _ in head.children()):
+        return "the parts of its head cannot be gathered in one call"
     if base.base_model is base:
         return f"{type(base).__name__} has no decoder apart from its head"
     config = base.config.get_text_config()
@@ -204,14 +259,14 @@ def why_not_chunked(model: Any) -> str | None:
     try:
         device = next(base.parameters()).device
         generator = torch.Generator().manual_seed(0)
-        size = min(config.vocab_size, base.get_input_embeddings().weight.shape[0])
+        size = min(config.vocab_size, full_shape(base.get_input_embeddings().weight)[0])
         ids = torch.randint(0, size, (1, 12), generator=generator).to(device)
         with torch.no_grad():
             inputs = {"input_ids": ids, "labels": ids, "use_cache": False}
             expected, extra = plain_losses(model, inputs, Objective())
             hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state
             loss = HeadLoss(base, Objective(), chunk_size=5, gradients_in_forward=True)
-            found = loss(hidden, ids, None)
+            found = loss(hidden, shift(ids, -100), None)
     except (TypeError, AttributeError, RuntimeError, ValueError) as error:
         return f"its decoder cannot be run for itself ({type(error).__name__}: {error})"
     finally:

@@ -45,8 +45,16 @@ class LossMethod:
         return TokenLosses(output["loss"], output["losses"], output["right"]), None
 
 
-def choose_loss(config: TrainConfig, model: Any, kind: InputKind) -> LossMethod:
+def choose_loss(
+    config: TrainConfig, model: Any, kind: InputKind, *, calls_head_once: bool = False
+) -> LossMethod:
     """Returns how the losses of a model are computed, and prepares the model for it.
+
+    Args:
+        config: The settings of the run.
+        model: The model with its tuner.
+        kind: How it wants its batches.
+        calls_head_once: As in `install_head_loss`.
 
     Raises:
         ConfigError: `--loss_impl chunked` was asked for, and the head of the model is not plain.
@@ -56,11 +64,13 @@ def choose_loss(config: TrainConfig, model: Any, kind: InputKind) -> LossMethod:
     )
     reason: str | None = "as asked for"
     if config.loss_impl != "plain":
-        reason = why_not_chunked(model)
+        reason = why_not_chunked(model, calls_head_once=calls_head_once)
         if reason and config.loss_impl == "chunked":
             raise ConfigError(
                 f"--loss_impl chunked cannot be used: {reason}; --loss_impl auto takes what can"
             )
     if reason is None:
-        install_head_loss(model, objective, chunk_size=config.loss_chunk_size)
+        install_head_loss(
+            model, objective, chunk_size=config.loss_chunk_size, calls_head_once=calls_head_once
+        )
     return LossMethod(objective=objective, kind=kind, is_chunked=reason is None, reason=reason)

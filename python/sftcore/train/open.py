@@ -53,10 +53,9 @@ def open_model(config: TrainConfig, folder: Path, engine: Engine) -> Opened:
     dtypes = choose_dtypes(config.torch_dtype, trains_weights=config.trains_weights)
     attention = choose_attention(config.attn_impl, settings, dtypes.compute, training=True)
     engine.meet(settings)
-    name = str(dtypes.weights).removeprefix("torch.")
     base = load_model(
         folder,
-        torch_dtype=name,
+        torch_dtype=str(dtypes.weights).removeprefix("torch."),
         attn_impl=attention.name,
         trust_remote_code=config.trust_remote_code,
         quantization_config=quantization_config(config, dtypes.compute),
@@ -79,6 +78,7 @@ def open_model(config: TrainConfig, folder: Path, engine: Engine) -> Opened:
         model = apply_tuner(base, config)
         total, trained = count_parameters(model)
         table = describe_parameters(model)
+    name = str(base.dtype).removeprefix("torch.")
     lines.append(
         f"model: {config.model}, {total:,} parameters in {name}, {trained:,} trained ({trained / total:.2%})"
     )
@@ -86,7 +86,7 @@ def open_model(config: TrainConfig, folder: Path, engine: Engine) -> Opened:
     method = engine.choose_loss(model, kind)
     if method.reason and config.loss_impl == "auto":
         lines.append(f"loss: the logits of whole batches are computed, as {method.reason}")
-    if dtypes.warning:
+    if dtypes.warning and not engine.has_master_weights:
         lines.append(f"warning: {dtypes.warning}")
     return Opened(model=model, method=method, padding_reason=padding_reason, lines=lines)
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from sftcore.config import TrainConfig
 from sftcore.errors import ConfigError
+from sftcore.models.shapes import full_shape
 from sftcore.tuners import learning_rate_factors, undecayed_parameters
 
 
@@ -97,8 +98,7 @@ def _describe(
 
 
 def _dimensions(parameter: nn.Parameter) -> int:
-    # a parameter that DeepSpeed spread over ranks is empty here and says its shape there
-    return len(getattr(parameter, "ds_shape", parameter.shape))
+    return len(full_shape(parameter))
 
 
 def _projected(model: nn.Module, config: TrainConfig) -> set[str]:

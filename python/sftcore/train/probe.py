@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sftcore.models.shapes import full_shape
 from sftcore.train.inputs import InputKind, model_inputs
 
 _LENGTHS = (17, 9, 23)
@@ -72,7 +73,9 @@ def _examples(model: Any, seed: int = 0) -> list[Tensor]:
     embeddings = model.get_input_embeddings().weight
     generator = torch.Generator().manual_seed(seed)
     return [
-        torch.randint(0, embeddings.shape[0], (length,), generator=generator).to(embeddings.device)
+        torch.randint(0, full_shape(embeddings)[0], (length,), generator=generator).to(
+            embeddings.device
+        )
         for length in _LENGTHS
     ]
 

@@ -257,10 +257,10 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.resume is not None:
-            load = functools.partial(self._load_states, checkpoint)
-            restore_optimizer(self, self.resume, load)
+            restore_optimizer(self, self.resume, functools.partial(self.load_state, checkpoint))
 
-    def _load_states(self, checkpoint: str | None) -> None:
+    def load_state(self, checkpoint: str | None) -> None:
+        """Loads optimizer and scheduler."""
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_scaler(self, checkpoint: str | None) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sftcore.config import TrainConfig
 from sftcore.errors import ConfigError
+from sftcore.models.shapes import full_size
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,10 +61,10 @@ def _match(setting: str, pattern: str | None, names: list[str]) -> set[str]:
 
 
 def _lowest(model: nn.Module, share: float) -> set[str]:
-    limit = share * sum(parameter.numel() for parameter in model.parameters())
+    limit = share * sum(full_size(parameter) for parameter in model.parameters())
     seen, names = 0, set()
     for name, parameter in model.named_parameters():
-        seen += parameter.numel()
+        seen += full_size(parameter)
         if seen > limit:
             break
         names.add(name)

@@ -13,6 +13,8 @@ from peft.utils import AuxiliaryTrainingWrapper
 from rich.console import Console
 from rich.table import Table
 
+from sftcore.models.shapes import full_shape, full_size
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -88,11 +90,11 @@ def _shape(owner: nn.Module, parameter: nn.Parameter) -> str:
     home = owner.get_base_layer() if isinstance(owner, BaseTunerLayer) else owner
     weight = getattr(home, "weight", parameter)
     quantized = getattr(weight, "quant_state", None)
-    shape = weight.shape if quantized is None else quantized.shape
+    shape = full_shape(weight) if quantized is None else quantized.shape
     return " x ".join(map(str, shape))
 
 
 def _size(parameter: nn.Parameter) -> int:
     """Returns the number of weights, of which 4-bit ones lie two in a byte."""
     quantized = getattr(parameter, "quant_state", None)
-    return int(parameter.numel() if quantized is None else quantized.shape.numel())
+    return int(full_size(parameter) if quantized is None else quantized.shape.numel())

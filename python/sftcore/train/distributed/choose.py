@@ -30,4 +30,12 @@ def choose_engine(config: TrainConfig, world: World) -> Engine:
         from sftcore.train.distributed.device_map import DeviceMapEngine
 
         return DeviceMapEngine(config, world)
+    if config.sequence_parallel_size > 1:
+        from sftcore.train.distributed.ulysses import sequence_engine
+
+        return sequence_engine(config, world)
+    if config.deepspeed is not None:
+        from sftcore.train.distributed.deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine(config, world)
     return Engine(config, world)

@@ -56,7 +56,7 @@ class DeviceMapEngine(Engine):
         if off:
             raise ConfigError(
                 f"--device_map {self.config.device_map}: {len(off)} parts of the model ({off[0]}, ...) do not fit on "
-                f"the {torch.cuda.device_count()} GPUs; take more of them, --quant_method, or --fsdp on several "
+                f"the {torch.cuda.device_count()} GPUs; take more of them, --quant_bits 4, or --fsdp on several "
                 "processes"
             )
         self._layers = Counter(places.values())

@@ -25,6 +25,7 @@ from sftcore.train.method import LossMethod, choose_loss
 from sftcore.train.speed import peak_memory
 
 if TYPE_CHECKING:
+    from sftcore.train.method import LossMethod
     from sftcore.train.trainer import SftTrainer
 
 
@@ -55,6 +56,12 @@ class Engine:
     shares_weights = False
     # what accelerate calls it; None where no accelerator state shows it
     distributed_types: tuple[str, ...] = ("MULTI_CPU", "MULTI_GPU")
+    # whether it keeps float32 weights beside those of the model
+    has_master_weights = False
+    # whether it scales float16 losses by itself, and leaves out the steps that overflow
+    scales_loss = False
+    # whether the head may be called but once a forward pass, as each call gathers its weights from all ranks
+    calls_head_once = False
 
     def __init__(self, config: TrainConfig, world: World) -> None:
         self.config = config
@@ -141,7 +148,9 @@ class Engine:
         Raises:
             ConfigError: As `--loss_impl` asks, they cannot be.
         """
-        return choose_loss(self.config, model, kind)
+        return choose_loss(
+            self.config, model, kind, calls_head_once=self.calls_head_once
+        )
     def share(self, model: Any) -> None:
         """Spreads a model that has its tuner over the ranks, in place, where that is not left to the Trainer."""
 

@@ -163,10 +163,6 @@ def plan(config: TrainConfig, machines: Machines) -> Answer:
             start = ""
         flags = f" {chosen.flags}" if chosen.flags else ""
         lines.append(f"take {chosen.engine}: {start}sftcore train ...{flags}")
-        if flags:
-            lines.append(
-                "(this version runs DDP alone as yet, and refuses the flags of other engines)"
-            )
         nodes = -(-machines.gpus // machines.gpus_per_node)
         if nodes > 1:
             lines.append(

@@ -68,9 +68,9 @@ class SpreadEngine(Engine):
                 f"--optim {config.optim} cannot be used with {flag}: it looks at whole matrices, or keeps a state of "
                 "its own form, and a process has parts of them; take adamw_torch, or leave out the flag"
             )
-        if config.quant_method is not None:
+        if config.weight_bits is not None:
             raise ConfigError(
-                f"--quant_method {config.quant_method} cannot be used with {flag}: packed weights cannot be parted; "
+                f"--quant_bits {config.weight_bits} cannot be used with {flag}: packed weights cannot be parted; "
                 "leave out one of both (plain data parallelism has the whole quantized model on each process)"
             )
         dtypes = choose_dtypes(config.torch_dtype, trains_weights=config.trains_weights)

@@ -66,7 +66,8 @@ class SpreadTrainer(SftTrainer):
                 warnings.simplefilter("ignore")
                 torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / _SCHEDULER)
 
-    def _load_states(self, checkpoint: str | None) -> None:
+    def load_state(self, checkpoint: str | None) -> None:
+        """Loads this rank's part of the optimizer, and the scheduler."""
         assert checkpoint is not None
         self.engine.settle(self.model)
         self.engine.load_optimizer(self._plain_optimizer(), Path(checkpoint))

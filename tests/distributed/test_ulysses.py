@@ -1,0 +1,133 @@
+"""Ranks that share sequences learn what one process learns from whole ones."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from processes import ids_of_steps, run_processes, settings_of
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "padded": {"tuner_type": "full", "per_device_train_batch_size": 2},
+    "packed": {"tuner_type": "full", "packing": True, "max_length": 255},
+    "free": {"tuner_type": "lora", "padding_free": True, "per_device_train_batch_size": 2},
+    "checkpointed": {
+        "tuner_type": "lora",
+        "gradient_checkpointing": True,
+        "per_device_train_batch_size": 2,
+        "loss_impl": "plain",
+    },
+}
+ANSWERED = {"predict_with_generate": True, "predict_rows": 2, "max_new_tokens": 4}
+Found = dict[str, dict[str, Any]]
+
+
+def run_named(
+    count: int, runs: dict[str, dict[str, Any]], folder: Path, model: Path, rows: Path
+) -> Found:
+    listed = [
+        settings_of(
+            model,
+            rows,
+            folder / name,
+            **{
+                "gradient_accumulation_steps": 2,
+                "split_dataset_ratio": 0.1,
+                "max_grad_norm": 0.2,
+                **settings,
+            },
+        )
+        for name, settings in runs.items()
+    ]
+    ranks = run_processes(count, listed, folder)
+    for other in ranks[1:]:
+        assert [one.get("losses") for one in other] == [one.get("losses") for one in ranks[0]]
+    return dict(zip(runs, ranks[0], strict=True))
+
+
+@pytest.fixture(scope="module")
+def alone(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    runs = {name: dict(settings) for name, settings in LAYOUTS.items()}
+    runs["padded"] |= ANSWERED
+    return run_named(1, runs, tmp_path_factory.mktemp("whole"), model, rows)
+
+
+@pytest.fixture(scope="module")
+def pair(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """Two processes that share each sequence."""
+    folder = tmp_path_factory.mktemp("pair")
+    runs = {name: {"sequence_parallel_size": 2, **values} for name, values in LAYOUTS.items()}
+    runs["padded"] |= {**ANSWERED, "save_steps": 4, "eval_steps": 4, "save_total_limit": 0}
+    at = {"resume_from_checkpoint": str(folder / "padded" / "checkpoint-4")}
+    runs["resumed"] = {**runs["padded"], **at}
+    if HAS_DEEPSPEED:
+        runs["zero2"] = {**runs["packed"], "deepspeed": "zero2"}
+        runs["zero3"] = {**runs["checkpointed"], "deepspeed": "zero3"}
+    return run_named(2, runs, folder, model, rows)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_shared_sequences_give_the_losses_of_whole_ones(
+    alone: Found, pair: Found, name: str
+) -> None:
+    same(alone[name], pair[name])
+
+
+@pytest.mark.skipif(not HAS_DEEPSPEED, reason="needs the package deepspeed")
+@pytest.mark.parametrize(("name", "layout"), [("zero2", "packed"), ("zero3", "checkpointed")])
+def test_they_do_so_on_zero(alone: Found, pair: Found, name: str, layout: str) -> None:
+    same(alone[layout], pair[name])
+
+
+def same(one: dict[str, Any], many: dict[str, Any]) -> None:
+    assert len(many["losses"]) == 10
+    assert many["losses"] == pytest.approx(one["losses"], abs=1e-4)
+    assert many["grad_norms"] == pytest.approx(one["grad_norms"], rel=1e-3)
+    assert many["eval_losses"][-1] == pytest.approx(one["eval_losses"][-1], abs=1e-4)
+    assert ids_of_steps(Path(one["output_dir"])) == ids_of_steps(Path(many["output_dir"]))
+    assert one["losses"][-1] < one["losses"][0]
+
+
+def test_the_saved_weights_and_answers_are_those_of_one_process(alone: Found, pair: Found) -> None:
+    for name, file in (("packed", "model"), ("free", "adapter_model")):
+        one, many = (
+            load_file(Path(found[name]["last"]) / f"{file}.safetensors") for found in (alone, pair)
+        )
+        assert one.keys() == many.keys()
+        for key, weights in one.items():
+            assert (weights - many[key]).abs().max() < 1e-3, key
+    answers = [
+        (Path(found["padded"]["output_dir"]) / "predictions" / "step-10.jsonl").read_text()
+        for found in (alone, pair)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(pair: Found) -> None:
+    assert pair["resumed"]["losses"] == pair["padded"]["losses"]
+    assert pair["resumed"]["eval_losses"] == pair["padded"]["eval_losses"]
+
+
+def test_groups_of_ranks_split_the_data_among_them(
+    alone: Found, model: Path, rows: Path, tmp_path: Path
+) -> None:
+    shares = {"sequence_parallel_size": 2, "gradient_accumulation_steps": 1}
+    runs = {
+        "padded": {**LAYOUTS["padded"], **shares},
+        "packed": {**LAYOUTS["packed"], **shares},
+        "heads": {**LAYOUTS["padded"], "sequence_parallel_size": 4},
+    }
+    found = run_named(4, runs, tmp_path, model, rows)
+    same(alone["padded"], found["padded"])
+    same(alone["packed"], found["packed"])
+    assert found["heads"]["error"] == (
+        "ConfigError: --sequence_parallel_size 4 does not divide the 4 heads and 2 key-value heads of this model; "
+        "expected one of 1, 2"
+    )
