@@ -104,10 +104,8 @@ class HeadLoss:
                 gradients_in_forward=self.gradients_in_forward,
             )
 
-        if self.calls_head_once:
-            found = _within(module, losses, hidden[trained])
-        else:
-            found = losses(module, hidden[trained])
+        part = hidden[trained]
+        found = _within(module, losses, part) if self.calls_head_once else losses(module, part)
         return TokenLosses(*(value.to(place) for value in found))
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
 from transformers import set_seed
 
 from sftcore.config import TrainConfig

@@ -148,9 +148,8 @@ class Engine:
         Raises:
             ConfigError: As `--loss_impl` asks, they cannot be.
         """
-        return choose_loss(
-            self.config, model, kind, calls_head_once=self.calls_head_once
-        )
+        return choose_loss(self.config, model, kind, calls_head_once=self.calls_head_once)
+
     def share(self, model: Any) -> None:
         """Spreads a model that has its tuner over the ranks, in place, where that is not left to the Trainer."""
 

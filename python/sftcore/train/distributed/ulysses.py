@@ -304,7 +304,7 @@ class SharesSequences(Engine):
             raise ConfigError(
                 f"{self._asked} cannot be used with this model, which needs a mask of padding"
             )
-        method: LossMethod = super().choose_loss(model, kind)  # type: ignore[misc]
+        method: LossMethod = super().choose_loss(model, kind)
         if self.config.dry_run:
             return method
         name = model.config._attn_implementation
