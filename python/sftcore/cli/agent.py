@@ -147,7 +147,7 @@ class Agent(LocalElasticAgent):
     def __init__(
         self, spec: WorkerSpec, logs_specs: DefaultLogsSpecs, *, place: Place, failed_file: Path
     ) -> None:
-        super().__init__(spec, logs_specs, shutdown_timeout=_SECONDS_TO_SAVE)
+        super().__init__(spec, logs_specs)
         self.place = place
         self.failed_file = failed_file
         self.watch = NodeWatch(place) if place.nodes > 1 else None
@@ -316,16 +316,19 @@ class Agent(LocalElasticAgent):
         self._worker_group.spec.rdzv_handler.shutdown()
 
     def _shutdown(
-        self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = _SECONDS_TO_FAIL
+        self, death_sig: signal.Signals = signal.SIGTERM, *_: object, **__: object
     ) -> None:
+        # how long to wait is not for torch to say, whose versions differ in what they ask for
+        seconds = _SECONDS_TO_SAVE
         is_failure = bool(self.failures) or self.lost_node is not None
         if not self._stopped_at or is_failure:
             if not is_failure:
                 # another node left or starts anew, and the processes here are about to learn it
                 self._wait_for_ends()
             self.failed_file.touch()
-            timeout = _SECONDS_TO_FAIL
-        super()._shutdown(death_sig, timeout)
+            seconds = _SECONDS_TO_FAIL
+        if self._pcontext:
+            self._pcontext.close(death_sig, seconds)
 
     def _wait_for_ends(self) -> None:
         begun = time.monotonic()

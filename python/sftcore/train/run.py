@@ -100,7 +100,7 @@ def _dry_run(config: TrainConfig, engine: Engine) -> dict[str, Any]:
 
 def _train(config: TrainConfig, engine: Engine, lock: RunLock) -> dict[str, Any]:
     loggers, note = choose_loggers(config)
-    resume = engine.from_first(lock.find_resume(config, engine) if engine.world.is_first else None)
+    resume = engine.from_first(lambda: lock.find_resume(config, engine))
     folder = resolve_model(config.model, weights=True)
     encoder = _open_encoder(config, folder)
     train_loader, eval_loader = open_loaders(config, encoder, engine.world)
@@ -122,7 +122,7 @@ def _train(config: TrainConfig, engine: Engine, lock: RunLock) -> dict[str, Any]
         state = read_loader_state(resume.checkpoint)
         train_loader.load_state_dict(state, allow_data_change=config.allow_data_change)
     run_folder = engine.from_first(
-        _begin_folder(config, resume, train_loader, engine, lock) if engine.world.is_first else None
+        lambda: _begin_folder(config, resume, train_loader, engine, lock)
     )
     save_every = max(1, min(500, steps.per_epoch or 500, steps.total))
     arguments = training_arguments(config, run_folder, eval_loader, steps.total, save_every, engine)

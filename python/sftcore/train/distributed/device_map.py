@@ -84,8 +84,6 @@ class DeviceMapEngine(Engine):
         super().check(trainer)
         if not self.spreads:
             return
-        # torch would copy a model to each GPU that the process sees
-        trainer.args._n_gpu = 1
         used = {parameter.device for parameter in trainer.model.parameters()}
         if len(used) < 2 and self.config.device_map not in ("auto", "sequential"):
             raise SftcoreError(f"asked for {self.name}, but all of the model is on {used.pop()}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sftcore.config import TrainConfig
-from sftcore.errors import SftcoreError, StoppedError
+from sftcore.errors import PeerError, SftcoreError, StoppedError
 from sftcore.train.distributed.world import World
 from sftcore.train.inputs import InputKind
 from sftcore.train.method import LossMethod, choose_loss
@@ -169,6 +170,8 @@ class Engine:
         Raises:
             SftcoreError: Transformers or accelerate runs something else.
         """
+        # torch would copy a model to each GPU that the process sees
+        trainer.args._n_gpu = min(1, trainer.args.n_gpu)
         if trainer.args.world_size != self.world.size:
             raise SftcoreError(
                 f"asked for {self.world.size} processes, but Transformers runs {trainer.args.world_size}"
@@ -179,8 +182,14 @@ class Engine:
 
     def describe(self) -> str | None:
         """A line for people on how the ranks share the run; None where there is but one."""
+        num_gpus = torch.cuda.device_count()
         if self.world.size == 1 and not self.config.engines:
-            return None
+            if num_gpus < 2 or self.config.trainer_arguments.get("use_cpu"):
+                return None
+            return (
+                f"warning: {num_gpus} GPUs are there, and one process takes one of them; NPROC_PER_NODE={num_gpus} "
+                "sftcore train ... takes all, and CUDA_VISIBLE_DEVICES=0 hides the others"
+            )
         return f"{self.world.size} processes: {self.name}"
 
     # -- what is counted over ranks ------------------------------------------------------------------------------
@@ -227,10 +236,25 @@ class Engine:
         dist.all_reduce(held, dist.ReduceOp.MAX)
         return float(held)
 
-    def from_first(self, value: Any) -> Any:
-        """Returns the value of rank 0 on every rank."""
+    def from_first(self, call: Callable[[], Any]) -> Any:
+        """Calls a function on rank 0 and returns its picklable result on every rank.
+
+        Raises:
+            PeerError: It raised an error on rank 0, where that error goes on.
+        """
         if self.world.size == 1:
-            return value
-        held = [value]
-        dist.broadcast_object_list(held, src=0)
-        return held[0]
+            return call()
+        held: list[Any] = [None, None]
+        try:
+            if self.world.is_first:
+                held[0] = call()
+        except BaseException as error:
+            held[1] = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            # the others wait for it, whatever became of it
+            dist.broadcast_object_list(held, src=0)
+        value, fault = held
+        if fault is not None:
+            raise PeerError(f"rank {self.world.rank}: rank 0 ended the run ({fault})")
+        return value
