@@ -1,4 +1,4 @@
-"""Runs of several processes for tests: torchrun on this machine, gloo between them."""
+"""Runs of several processes for tests, by torchrun on this machine with gloo between them; and of one to compare."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 280
+_WORKER = Path(__file__).with_name("run_rank.py")
 
 
 def run_processes(
@@ -19,15 +20,27 @@ def run_processes(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "runs.json"
     path.write_text(json.dumps(runs))
-    worker = Path(__file__).with_name("run_rank.py")
-    start(count, [str(worker), str(path)], folder)
+    start(count, [str(_WORKER), str(path)], folder)
     return [json.loads(path.with_suffix(f".{rank}.json").read_text()) for rank in range(count)]
+
+
+def run_alone(runs: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Trains with each of some settings in one process without torchrun; returns what it found of each run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "runs.json"
+    path.write_text(json.dumps(runs))
+    _run([sys.executable, str(_WORKER), str(path)], folder)
+    found: list[dict[str, Any]] = json.loads(path.with_suffix(".0.json").read_text())
+    return found
 
 
 def start(count: int, words: list[str], folder: Path) -> None:
     """Runs a Python file in `count` processes, and fails with what they wrote where one of them does."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", str(count), *words]
+    _run([*command, "--nproc_per_node", str(count), *words], folder)
+
+
+def _run(command: list[str], folder: Path) -> None:
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     log = folder / "processes.log"
     with log.open("w") as file:

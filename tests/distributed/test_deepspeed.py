@@ -13,10 +13,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from peft import PeftModel
 from safetensors.torch import load_file
 
 from processes import ids_of_steps, run_processes, settings_of, start
+from saved_models import logits_of
 from sftcore.data import Encoder
 
 pytestmark = [
@@ -109,23 +109,13 @@ def test_losses_norms_and_evaluations_are_those_of_a_single_process(
     assert ids_of_steps(Path(one["output_dir"])) == ids_of_steps(Path(many["output_dir"]))
 
 
-def logits(folder: str, base: Path | None = None) -> Any:
-    net = transformers.AutoModelForCausalLM.from_pretrained(base or folder)
-    if base is not None:
-        net = PeftModel.from_pretrained(net, folder)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        return net(torch.randint(0, 49152, (1, 30), generator=generator)).logits
-
-
 @pytest.mark.parametrize(("stage", "name"), RUNS)
 def test_what_is_saved_loads_in_plain_libraries_and_says_what_a_single_process_says(
     alone: Found, shared: Found, model: Path, stage: str, name: str
 ) -> None:
-    base = model if name == "lora" else None
-    found = logits(shared[f"{stage}-{name}"]["last"], base)
-    assert (found - logits(alone[name]["last"], base)).abs().max() < 1e-3
-    assert (found - logits(str(model))).abs().max() > 1e-2
+    found = logits_of(Path(shared[f"{stage}-{name}"]["last"]), model)
+    assert (found - logits_of(Path(alone[name]["last"]), model)).abs().max() < 1e-3
+    assert (found - logits_of(model, model)).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("run", SAVED)
@@ -162,9 +152,9 @@ def test_the_best_checkpoint_lies_in_the_run_folder(shared: Found, model: Path) 
     for run in ("zero2-full", "zero3-full"):
         folder = Path(shared[run]["output_dir"])
         result = json.loads((folder / "result.json").read_text())
-        best = result["best_model_checkpoint"]
-        assert best.startswith(str(folder))
-        assert torch.equal(logits(str(folder)), logits(best))
+        best = Path(result["best_model_checkpoint"])
+        assert best.is_relative_to(folder)
+        assert torch.equal(logits_of(folder, model), logits_of(best, model))
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from processes import settings_of
 from sftcore.config import TrainConfig
 from sftcore.errors import ConfigError
 from sftcore.train import train
 from sftcore.train.distributed import World, choose_engine
-from spread_runs import settings_of
 
 torch = pytest.importorskip("torch")
 

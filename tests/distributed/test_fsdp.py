@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from processes import start
+from processes import run_alone, run_processes, settings_of, start
+from saved_models import logits_of, weights_of
 from sftcore.config import TrainConfig
 from sftcore.errors import ConfigError
-from spread_runs import alone, logits_of, run_spread, saved_tensors, settings_of
 
 # the first test waits for all runs, each start of which ends by itself within 280 seconds
 pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -62,7 +62,7 @@ def one(model: Path, rows: Path, folder: Path) -> dict[str, dict[str, Any]]:
     runs = [settings(model, rows, folder, name, 1) for name in RUNS]
     for run in runs:
         run.pop("fsdp_config", None)
-    found = alone(runs, folder / "one")
+    found = run_alone(runs, folder / "one")
     return dict(zip(RUNS, found, strict=True))
 
 
@@ -92,7 +92,7 @@ def two(
         "exploding": {"learning_rate": 1e30, "fsdp": "fsdp2"},
     }
     runs += [settings_of(model, rows, folder / "refused", **given) for given in refused.values()]
-    ranks = run_spread(2, runs, folder / "two")
+    ranks = run_processes(2, runs, folder / "two")
     names = [*RUNS, *middle, *refused]
     return {name: [rank[place] for rank in ranks] for place, name in enumerate(names)}
 
@@ -115,7 +115,7 @@ def test_what_was_saved_is_whole_and_loads_in_plain_libraries(
     one: dict[str, Any], two: dict[str, Any], name: str, model: Path
 ) -> None:
     first, second = (Path(found["last"]) for found in (one[name], two[name][0]))
-    expected, found = saved_tensors(first), saved_tensors(second)
+    expected, found = weights_of(first), weights_of(second)
     assert {key: value.shape for key, value in expected.items()} == {
         key: value.shape for key, value in found.items()
     }
@@ -201,7 +201,7 @@ def test_two_copies_of_two_parts_learn_what_one_process_learns(
     more = {"fsdp": "hybrid_shard", "fsdp_config": "shard_size=2"}
     run = settings(model, rows, folder, "full", 4, **more)
     wide = {**run, "gradient_accumulation_steps": 2, "output_dir": str(folder / "wide")}
-    reference = alone(
+    reference = run_alone(
         [
             settings(
                 model,
@@ -224,7 +224,7 @@ def test_two_copies_of_two_parts_learn_what_one_process_learns(
         "fsdp_config": "shard_size=2,state_dict_type=sharded",
         "output_dir": str(folder / "paired"),
     }
-    ranks = run_spread(4, [run, wide, narrow, paired], folder / "four")
+    ranks = run_processes(4, [run, wide, narrow, paired], folder / "four")
     for found in ranks[0][2:]:
         assert "error" not in found, found
         whole = two["shards"][0]["losses"]
@@ -276,7 +276,7 @@ def test_on_gpus_bfloat16_shards_learn_as_one_gpu(model: Path, rows: Path, folde
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "0"}
     path = folder / "gpu-one.json"
     path.write_text(json.dumps([single]))
-    worker = Path(__file__).parents[1] / "spread_rank.py"
+    worker = Path(__file__).parents[1] / "run_rank.py"
     subprocess.run(
         [sys.executable, str(worker), str(path)], env=environment, check=True, timeout=280
     )

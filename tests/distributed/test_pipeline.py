@@ -7,13 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
 
 from processes import ids_of_steps, run_processes, settings_of, start
+from saved_models import logits_of, weights_of
 from sftcore.config import TrainConfig
 from sftcore.data import Encoder
 from sftcore.errors import ConfigError
@@ -148,7 +148,7 @@ def found(
             if stages == 1:
                 settings.pop("pipeline_schedule", None)
             made.append(
-                given_of(
+                settings_of(
                     models[model],
                     weighted_rows if name in ("weighted", "skipped") else rows,
                     folder / f"{name}-{place}",
@@ -183,14 +183,6 @@ def found(
         "two": run_processes(2, two, folder / "2"),
         "four": run_processes(4, runs_of("four", 2, 2)[:3], folder / "4"),
     }
-
-
-def given_of(*arguments: Any, **settings: Any) -> dict[str, Any]:
-    """Settings of a run, without dropout where there is an adapter to drop from."""
-    given = settings_of(*arguments, **settings)
-    if given["tuner_type"] != "lora":
-        given.pop("lora_dropout", None)
-    return given
 
 
 def run_of(found: dict[str, list[list[Found]]], place: str, name: str, rank: int = 0) -> Found:
@@ -236,9 +228,9 @@ def test_what_stages_save_is_what_one_process_saves(
 ) -> None:
     one, two = (Path(run_of(found, place, name)["last"]) for place in ("one", "two"))
     base = models[RUNS[name][0]]
-    alone, staged = (logits_of(load_plain(folder, base)) for folder in (one, two))
+    alone, staged = (logits_of(folder, base) for folder in (one, two))
     assert (alone - staged).abs().max() < 1e-3
-    assert (alone - logits_of(load_plain(base, base))).abs().max() > 1e-2
+    assert (alone - logits_of(base, base)).abs().max() > 1e-2
     names = [set(weights_of(folder)) for folder in (one, two)]
     assert names[0] == names[1]
 
@@ -325,7 +317,7 @@ def test_a_checkpoint_of_other_stages_is_refused(
     found: dict[str, Any], models: dict[str, Path], rows: Path, place: str, stages: int
 ) -> None:
     checkpoint = str(Path(run_of(found, place, "full")["output_dir"]) / "checkpoint-5")
-    given = given_of(
+    given = settings_of(
         models["tied"], rows, Path(checkpoint).parent.parent / "new", max_grad_norm=0.5
     )
     given |= {"split_dataset_ratio": 0.2, "save_steps": 5, "resume_from_checkpoint": checkpoint}
@@ -348,7 +340,7 @@ def test_a_checkpoint_of_other_stages_is_refused(
 def test_settings_that_stages_cannot_train_are_refused(
     model: Path, rows: Path, tmp_path: Path, settings: dict[str, Any], reason: str
 ) -> None:
-    given = given_of(model, rows, tmp_path, pipeline_parallel_size=2, **settings)
+    given = settings_of(model, rows, tmp_path, pipeline_parallel_size=2, **settings)
     with pytest.raises(ConfigError, match=reason):
         TrainConfig(**given)
 
@@ -363,7 +355,7 @@ def test_two_gpus_in_bfloat16_learn_what_one_learns(
         pytest.skip(f"needs two CUDA devices; there are {torch.cuda.device_count()}")
     losses = []
     for stages in (1, 2):
-        settings = given_of(models["tied"], rows, tmp_path / str(stages), torch_dtype="bfloat16")
+        settings = settings_of(models["tied"], rows, tmp_path / str(stages), torch_dtype="bfloat16")
         if stages > 1:
             settings |= {"pipeline_parallel_size": 2, "pipeline_schedule": schedule}
         config = tmp_path / f"{stages}.yaml"
@@ -378,25 +370,3 @@ def log_of(run: Found) -> list[dict[str, Any]]:
     result = json.loads((Path(run["output_dir"]) / "result.json").read_text())
     log: list[dict[str, Any]] = result["log_history"]
     return log
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {
-        name: value
-        for path in sorted(folder.glob("*.safetensors"))
-        for name, value in load_file(path).items()
-    }
-
-
-def load_plain(folder: Path, base: Path) -> Any:
-    if not (folder / "adapter_config.json").is_file():
-        return transformers.AutoModelForCausalLM.from_pretrained(folder)
-    whole = transformers.AutoModelForCausalLM.from_pretrained(base)
-    return peft.PeftModel.from_pretrained(whole, folder)
-
-
-def logits_of(model: Any) -> torch.Tensor:
-    model.eval()
-    with torch.no_grad():
-        logits: torch.Tensor = model(input_ids=torch.arange(100, 148)[None]).logits
-    return logits

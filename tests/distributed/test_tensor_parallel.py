@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from processes import start
+from processes import run_alone, run_processes, settings_of, start
+from saved_models import logits_of, weights_of
 from sftcore.config import TrainConfig
 from sftcore.errors import ConfigError
 from sftcore.train.distributed import World, choose_engine
-from spread_runs import alone, logits_of, run_spread, saved_tensors, settings_of
 
 # the first test waits for all runs, each start of which ends by itself within 280 seconds
 pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -86,7 +86,7 @@ def settings(
 def one(models: dict[str, Path], rows: Path, folder: Path) -> dict[str, dict[str, Any]]:
     """What one process finds."""
     runs = [settings(models, rows, folder, name, 1) for name in RUNS]
-    return dict(zip(RUNS, alone(runs, folder / "one"), strict=True))
+    return dict(zip(RUNS, run_alone(runs, folder / "one"), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def two(
         runs.append({**run, "resume_from_checkpoint": str(checkpoint), "output_dir": output})
     runs.append(settings(models, rows, folder, "full", 3, learning_rate=1e30, **engine))
     names = [*RUNS, *middle, "exploding"]
-    ranks = run_spread(2, runs, folder / "two")
+    ranks = run_processes(2, runs, folder / "two")
     return {name: [rank[place] for rank in ranks] for place, name in enumerate(names)}
 
 
@@ -128,7 +128,7 @@ def test_what_was_saved_is_whole_and_loads_in_plain_libraries(
     one: dict[str, Any], two: dict[str, Any], models: dict[str, Path], name: str
 ) -> None:
     first, second = (Path(found["last"]) for found in (one[name], two[name][0]))
-    expected, found = saved_tensors(first), saved_tensors(second)
+    expected, found = weights_of(first), weights_of(second)
     assert {key: value.shape for key, value in expected.items()} == {
         key: value.shape for key, value in found.items()
     }
@@ -184,7 +184,7 @@ def test_two_groups_of_two_average_their_gradients(
     names = ("full", "lora")
     more = {"tensor_parallel_size": 2, "gradient_accumulation_steps": 2}
     runs = [settings(models, rows, folder, name, 4, **more) for name in names]
-    ranks = run_spread(4, runs, folder / "four")
+    ranks = run_processes(4, runs, folder / "four")
     for place, name in enumerate(names):
         found = ranks[0][place]
         assert "error" not in found, found
@@ -198,7 +198,7 @@ def test_a_size_that_does_not_divide_the_heads_is_refused_with_those_that_do(
 ) -> None:
     output = str(folder / "never")
     run = settings(models, rows, folder, "full", 4, tensor_parallel_size=4, output_dir=output)
-    for rank in run_spread(4, [run], folder / "refused"):
+    for rank in run_processes(4, [run], folder / "refused"):
         assert "num_key_value_heads 2" in rank[0]["error"]
         assert "2 would fit" in rank[0]["error"]
 
@@ -234,8 +234,8 @@ def test_on_gpus_two_processes_share_layers_in_bfloat16(
         run = settings(models, rows, folder, name, 2, tensor_parallel_size=2, output_dir=output)
         single = settings(models, rows, folder, name, 1, output_dir=f"{output}-one")
         path.write_text(json.dumps([run]))
-        start(2, [str(Path(__file__).parents[1] / "spread_rank.py"), str(path)], folder)
+        start(2, [str(Path(__file__).parents[1] / "run_rank.py"), str(path)], folder)
         found = json.loads(path.with_suffix(".0.json").read_text())[0]
-        expected = alone([single], folder / f"gpu-{name}-alone")[0]
+        expected = run_alone([single], folder / f"gpu-{name}-alone")[0]
         assert found["losses"] == pytest.approx(expected["losses"], abs=2e-2)
     assert os.environ.get("RANK") is None
