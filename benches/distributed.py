@@ -14,12 +14,13 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from machine import processor
 
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sftcore-1": ("sftcore, one process", {}),
@@ -273,17 +274,6 @@ def compare(figures: dict[str, dict[str, Any]]) -> int:
     ratio("sftcore-ddp", "trainer-ddp")
     ratio("sftcore-zero2", "trainer-zero2")
     return 0
-
-
-def processor() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    path = Path("/proc/cpuinfo")
-    text = path.read_text() if path.is_file() else ""
-    names = [line.split(":")[1].strip() for line in text.splitlines() if "model name" in line]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -19,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from machine import processor
 
 RUNS: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -208,17 +209,6 @@ def markdown(options: argparse.Namespace, figures: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def processor() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    path = Path("/proc/cpuinfo")
-    text = path.read_text() if path.is_file() else ""
-    names = [line.split(":")[1].strip() for line in text.splitlines() if "model name" in line]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -101,3 +101,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
+
+
+def names_in(folder: Path, pattern: str = "*checkpoint*") -> list[str]:
+    """Returns the names in a run folder that fit a pattern."""
+    # the lock stays in the folder, held by nobody
+    return sorted(path.name for path in folder.glob(pattern) if path.name != ".lock")

@@ -32,6 +32,7 @@ from sftcore.train.loaders import open_loaders
 from sftcore.train.open import open_model, padded
 from sftcore.train.optimizers import choose_optimizer
 from sftcore.train.plan_text import describe_plan
+from sftcore.train.schedule import count_steps
 from sftcore.train.schedulers import learning_rates, warmup_note
 from sftcore.train.speed import count_tokens, example_lengths
 
@@ -85,7 +86,8 @@ def dry_run(
         )
     loader, eval_loader = loaders
     shapes, lengths = _read_shapes(loader, notes)
-    total, per_epoch = _count_steps(config, loader)
+    steps = count_steps(config, loader)
+    total, per_epoch = steps.total, steps.per_epoch
     world_size = engine.world.data_size
     if warmup := warmup_note(config, total):
         notes.append(warmup.removeprefix("note: "))
@@ -173,15 +175,6 @@ def _read_shapes(
         f"the data is a stream: batches and lengths are those of its first {len(rows)} micro-batches"
     )
     return np.array(rows), np.array(lengths)
-
-
-def _count_steps(config: TrainConfig, loader: BatchLoader | StreamLoader) -> tuple[int, int | None]:
-    if not isinstance(loader, BatchLoader):
-        return config.max_steps, None
-    total = (
-        config.max_steps if config.max_steps != -1 else loader.num_steps(config.num_train_epochs)
-    )
-    return total, loader.steps_per_epoch
 
 
 def _describe_model(

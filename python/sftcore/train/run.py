@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,25 +37,12 @@ from sftcore.train.resume import (
     prepare_folder,
     read_loader_state,
 )
-from sftcore.train.schedule import EvaluateAtEnd, FollowEpochs
+from sftcore.train.schedule import EvaluateAtEnd, FollowEpochs, Steps, count_steps
 from sftcore.train.schedulers import check_schedule, warmup_note
 from sftcore.train.speed import MeasureSpeed, describe_speed
 from sftcore.train.stopping import StopOnSignal
 from sftcore.train.trainer import SftTrainer
 from sftcore.tuners import tuner_callbacks
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Steps:
-    """The optimizer steps of a run.
-
-    Attributes:
-        total: All of them.
-        per_epoch: Those of the first epoch; None where a stream does not know.
-    """
-
-    total: int
-    per_epoch: int | None
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -116,7 +102,7 @@ def _train(config: TrainConfig, engine: Engine, lock: RunLock) -> dict[str, Any]
         if line:
             say(line)
     check_evaluation(config, eval_loader)
-    steps = _count_steps(config, train_loader)
+    steps = count_steps(config, train_loader)
     of_tuner = tuner_callbacks(opened.model, config, steps.total)
     if resume and resume.manifest:
         state = read_loader_state(resume.checkpoint)
@@ -253,15 +239,6 @@ def _early_stopping(config: TrainConfig) -> list[StopEarly]:
         return []
     threshold = config.early_stopping_threshold
     return [StopEarly(interval=config.early_stop_interval, threshold=threshold)]
-
-
-def _count_steps(config: TrainConfig, loader: BatchLoader | StreamLoader) -> Steps:
-    if not isinstance(loader, BatchLoader):
-        return Steps(total=config.max_steps, per_epoch=None)
-    total = config.max_steps
-    if total == -1:
-        total = loader.num_steps(config.num_train_epochs)
-    return Steps(total=total, per_epoch=loader.steps_per_epoch)
 
 
 def _describe_steps(config: TrainConfig, steps: Steps, world_size: int, run_folder: Path) -> str:

@@ -1,12 +1,37 @@
-"""When a run evaluates and saves beyond its regular steps."""
+"""How many steps a run has, and when it evaluates and saves beyond its regular ones."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader, StreamLoader
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Steps:
+    """The optimizer steps of a run.
+
+    Attributes:
+        total: All of them.
+        per_epoch: Those of the first epoch; None where a stream does not know.
+    """
+
+    total: int
+    per_epoch: int | None
+
+
+def count_steps(config: TrainConfig, loader: BatchLoader | StreamLoader) -> Steps:
+    """Returns how many optimizer steps a run has."""
+    if not isinstance(loader, BatchLoader):
+        return Steps(total=config.max_steps, per_epoch=None)
+    total = config.max_steps
+    if total == -1:
+        total = loader.num_steps(config.num_train_epochs)
+    return Steps(total=total, per_epoch=loader.steps_per_epoch)
 
 
 class FollowEpochs(TrainerCallback):  # type: ignore[misc, unused-ignore]
