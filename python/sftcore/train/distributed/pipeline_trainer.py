@@ -24,7 +24,6 @@ from sftcore.train.distributed.pipeline import PipelineEngine
 from sftcore.train.distributed.pipeline_parts import join_adapter, join_weights
 from sftcore.train.distributed.pipeline_run import PipelineLosses
 from sftcore.train.loss import TokenLosses
-from sftcore.train.resume import restore_optimizer
 from sftcore.train.trainer import SftTrainer
 
 _BUCKET = 2**23
@@ -191,21 +190,15 @@ class PipelineTrainer(SftTrainer):
             # it has a rate for each group of parameters, which stages may have more or less of
             torch.save(self.lr_scheduler.state_dict(), self._file_of(SCHEDULER_NAME, output_dir))
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if self.resume is None:
+    def load_state(self, checkpoint: str | None) -> None:
+        """Loads what this stage has of the optimizer, and its scheduler."""
+        if checkpoint is None:
             return
-
-        def load() -> None:
-            if checkpoint is None:
-                return
-            device = self.args.device if self.args.device.type != "cpu" else "cpu"
-            optimizer = self._file_of(OPTIMIZER_NAME, checkpoint)
-            scheduler = self._file_of(SCHEDULER_NAME, checkpoint)
-            state = torch.load(optimizer, map_location=device, weights_only=True)
-            self.optimizer.load_state_dict(state)
-            self.lr_scheduler.load_state_dict(torch.load(scheduler, weights_only=True))
-
-        restore_optimizer(self, self.resume, load)
+        optimizer = self._file_of(OPTIMIZER_NAME, checkpoint)
+        scheduler = self._file_of(SCHEDULER_NAME, checkpoint)
+        state = torch.load(optimizer, map_location=self.args.device, weights_only=True)
+        self.optimizer.load_state_dict(state)
+        self.lr_scheduler.load_state_dict(torch.load(scheduler, weights_only=True))
 
     def _file_of(self, name: str, folder: str) -> Path:
         number, path = self.stages.number, Path(name)
