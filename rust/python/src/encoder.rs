@@ -1,6 +1,6 @@
-//! Rows to examples, and the chat template by itself.
+//! Rows to examples.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use numpy::{IntoPyArray, PyArray1};
@@ -9,23 +9,17 @@ use pyo3::pybacked::PyBackedBytes;
 use sftcore::collate::IGNORED;
 use sftcore::conversation::{Conversation, Row, Shape};
 use sftcore::encode::{ControlTokenSet, ControlTokens, Outcome, Truncation};
-use sftcore::index::ShapedSource;
 use sftcore::pipeline::{Next, Ordered, PATIENCE, worker_panicked};
 use sftcore::pretrained::Pretrained;
-use sftcore::source::FilePool;
 use sftcore::template::{ChatTemplate, Controls, Segment, SpecialTokens};
 use sftcore::tokenizer::EngineChoice;
 use sftcore::{Error, ErrorKind};
 
 use crate::errors::{enter_core, to_python};
+use crate::template::{RenderedRow, SegmentTuple, render_file, segment_tuples};
 
-/// `(start, end, trained)` in bytes of the text.
-type SegmentTuple = (usize, usize, bool);
 /// Id, token as the vocabulary has it, start and end in bytes of the text, weight, segment, message.
 type TokenTuple = (u32, Option<String>, usize, usize, f32, Option<usize>, Option<usize>);
-/// Line, text, segments and, with a tokenizer, the number of tokens.
-type RenderedRow = (u64, String, Vec<SegmentTuple>, Option<usize>);
-
 /// Rows of a batch that one thread takes at a time.
 const ROWS_PER_TASK: usize = 32;
 
@@ -248,33 +242,6 @@ impl Encoder {
     }
 }
 
-/// A file opened to be looked at: only its first rows are read.
-fn open_file(path: &Path) -> sftcore::Result<ShapedSource> {
-    ShapedSource::open(path, Arc::default(), &FilePool::default(), None, true, &mut |_, _| Ok(()))
-}
-
-fn render_file(
-    core: &sftcore::encode::Encoder,
-    path: &Path,
-    limit: usize,
-    count: bool,
-) -> sftcore::Result<Vec<RenderedRow>> {
-    let source = open_file(path)?;
-    let spans = source.source.rows()?.take(limit);
-    spans
-        .map(|span| {
-            let span = span.map_err(|error| error.in_file(path))?;
-            let row = source.row(span)?;
-            let placed = |error: Error| error.in_file(path).on_line(span.line);
-            let rendered = core.render(&row).map_err(placed)?;
-            let tokens =
-                count.then(|| core.tokenizer.encode(&rendered.text, false)).transpose().map_err(placed)?;
-            let segments = segment_tuples(&rendered.segments);
-            Ok((span.line, rendered.text, segments, tokens.map(|tokens| tokens.ids.len())))
-        })
-        .collect()
-}
-
 /// Messages to answer: a conversation that may end with the user's turn.
 fn prompt(row: &[u8]) -> sftcore::Result<Conversation> {
     let mut value = sftcore::conversation::parse_json(row)?;
@@ -366,118 +333,6 @@ impl Example {
     }
 }
 
-/// A chat template without a tokenizer, for looking at data.
-#[pyclass(frozen, module = "sftcore._core")]
-pub(crate) struct Template {
-    core: sftcore::encode::Encoder,
-}
-
-#[pymethods]
-impl Template {
-    #[new]
-    fn new(py: Python<'_>, source: &str, special_tokens: Vec<(String, String)>) -> PyResult<Self> {
-        enter_core(py, || {
-            let texts = special_tokens.iter().map(|(_, text)| text.clone()).collect();
-            let eos_token =
-                special_tokens.iter().find(|(name, _)| name == "eos_token").map(|(_, text)| text.clone());
-            let template = ChatTemplate::new(source, SpecialTokens { named: special_tokens, texts })?;
-            let core = sftcore::encode::Encoder {
-                special_tokens: Arc::new(ControlTokenSet::new(&NoTokenizer)),
-                tokenizer: Arc::new(NoTokenizer),
-                template: Some(template),
-                tool_use_template: None,
-                controls: Controls::default(),
-                control_tokens: ControlTokens::default(),
-                chat_template_kwargs: serde_json::Map::new(),
-                max_length: usize::MAX,
-                truncation: Truncation::Raise,
-                system: None,
-                eos_token,
-            };
-            Ok(Self { core })
-        })
-    }
-
-    /// Text and segments of one row.
-    fn render_row(&self, py: Python<'_>, row: &[u8]) -> PyResult<(String, Vec<SegmentTuple>)> {
-        enter_core(py, || {
-            let rendered = self.core.render(&Row::from_json(row)?)?;
-            Ok((rendered.text, segment_tuples(&rendered.segments)))
-        })
-    }
-
-    #[getter]
-    fn turn_end(&self) -> Option<&str> {
-        self.core.template.as_ref().and_then(ChatTemplate::turn_end)
-    }
-
-    #[getter]
-    fn generation_prompt(&self) -> &str {
-        self.core.template.as_ref().map_or("", ChatTemplate::generation_prompt)
-    }
-
-    #[getter]
-    fn is_tagged(&self) -> bool {
-        self.core.template.as_ref().is_some_and(ChatTemplate::is_tagged)
-    }
-
-    /// Whether plain chats need no Jinja; what in a content and at its ends sends a row there all the same.
-    fn compiled_form(&self, py: Python<'_>) -> PyResult<(bool, Vec<String>, Vec<char>)> {
-        enter_core(py, || {
-            let form =
-                self.core.template.as_ref().map(|template| template.compiled_form(&self.core.controls));
-            Ok(form.map_or_else(Default::default, |form| (form.is_plain, form.triggers, form.end_triggers)))
-        })
-    }
-
-    /// Line, text, segments and no number of tokens of the first `limit` rows of a file.
-    fn render_file(&self, py: Python<'_>, path: PathBuf, limit: usize) -> PyResult<Vec<RenderedRow>> {
-        enter_core(py, || render_file(&self.core, &path, limit, false))
-    }
-
-    /// The shape of the rows of a file, by its first row.
-    #[staticmethod]
-    fn shape_of(py: Python<'_>, path: PathBuf) -> PyResult<String> {
-        enter_core(py, || {
-            let shape = open_file(&path)?.rows.shape();
-            Ok(shape.map(|shape| shape.to_string()).unwrap_or_default())
-        })
-    }
-}
-
-/// Stands where text is looked at and never encoded.
-struct NoTokenizer;
-
-impl sftcore::tokenizer::TokenizerEngine for NoTokenizer {
-    fn encode(&self, _: &str, _: bool) -> sftcore::Result<sftcore::tokenizer::Tokens> {
-        Err(Error::new(ErrorKind::Tokenizer, "there is no tokenizer; pass --model"))
-    }
-
-    fn encode_plain(&self, text: &str, _: &[(usize, usize)]) -> sftcore::Result<sftcore::tokenizer::Tokens> {
-        self.encode(text, false)
-    }
-
-    fn id_to_token(&self, _: u32) -> Option<String> {
-        None
-    }
-
-    fn decode(&self, _: &[u32], _: bool) -> sftcore::Result<String> {
-        Err(Error::new(ErrorKind::Tokenizer, "there is no tokenizer; pass --model"))
-    }
-
-    fn token_to_id(&self, _: &str) -> Option<u32> {
-        None
-    }
-
-    fn vocab_size(&self) -> usize {
-        0
-    }
-
-    fn special_tokens(&self) -> Vec<(u32, String)> {
-        Vec::new()
-    }
-}
-
 /// A span, made wider to whole characters.
 fn whole_characters(text: &str, (start, end): (u32, u32)) -> (usize, usize) {
     let (mut start, mut end) = (start as usize, end as usize);
@@ -500,10 +355,6 @@ fn parse_kwargs(json: &str) -> sftcore::Result<serde_json::Map<String, serde_jso
             ),
         )),
     }
-}
-
-fn segment_tuples(segments: &[Segment]) -> Vec<SegmentTuple> {
-    segments.iter().map(|segment| (segment.start, segment.end, segment.is_trained())).collect()
 }
 
 fn to_int64(ids: &[u32]) -> Vec<i64> {

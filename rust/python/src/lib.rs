@@ -9,17 +9,20 @@ mod encoder;
 mod errors;
 mod loader;
 mod stream;
+mod template;
 
 use pyo3::prelude::*;
 
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use super::encoder::{Encoder, Example, Template};
+    use super::encoder::{Encoder, Example};
     #[pymodule_export]
     use super::loader::{Batches, Dataset, RowSets};
     #[pymodule_export]
     use super::stream::Stream;
+    #[pymodule_export]
+    use super::template::Template;
 
     use pyo3::prelude::*;
 
