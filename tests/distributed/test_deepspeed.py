@@ -238,10 +238,12 @@ def test_steps_that_are_not_finite_leave_the_weights(
 ) -> None:
     poisoned, rows = tmp_path_factory.mktemp("poisoned"), tmp_path / "rows.jsonl"
     lines = [{"question": f"{n} plus one?", "answer": f"It is {n + 1}."} for n in range(40)]
-    lines[11]["answer"] += " zebra"
+    tokenize = Encoder.from_pretrained(model).tokenize
+    common = set(tokenize(" ".join(map(json.dumps, lines))).tolist())
+    token = next(one for one in tokenize(" ☃").tolist() if one not in common)
+    lines[11]["answer"] += " ☃"
     rows.write_text("\n".join(map(json.dumps, lines)))
     net = transformers.AutoModelForCausalLM.from_pretrained(model)
-    (token,) = Encoder.from_pretrained(model).tokenize(" zebra").tolist()
     net.config.tie_word_embeddings = False
     net.lm_head.weight = torch.nn.Parameter(net.lm_head.weight.detach().clone())
     net.model.embed_tokens.weight.data[token] = math.inf

@@ -196,7 +196,7 @@ class PipelineTrainer(SftTrainer):
             return
         optimizer = self._file_of(OPTIMIZER_NAME, checkpoint)
         scheduler = self._file_of(SCHEDULER_NAME, checkpoint)
-        state = torch.load(optimizer, map_location=self.args.device, weights_only=True)
+        state = torch.load(optimizer, map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state)
         self.lr_scheduler.load_state_dict(torch.load(scheduler, weights_only=True))
 
