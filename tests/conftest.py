@@ -16,6 +16,13 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives tests of several processes the time of all runs that the first of a file waits for."""
+    for item in items:
+        if item.get_closest_marker("distributed"):
+            item.add_marker(pytest.mark.timeout(900))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_pictures() -> Iterator[None]:
     """Draws no curves of a run: they take longer than its few steps."""

@@ -11,7 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
+
 from sftcore.train.checkpoints import list_checkpoints
+from tiny_runs import contents
 
 STEPS = 20
 SFTCORE = [sys.executable, "-m", "sftcore.cli"]
@@ -118,3 +121,14 @@ class Run:
 def newest(folder: Path) -> int:
     """The step of the last checkpoint of a run; 0 before the first."""
     return max(list_checkpoints(folder), default=0) if folder.is_dir() else 0
+
+
+def check_same_end(run: Path, whole: Path) -> None:
+    """Holds the last checkpoint of a run that was interrupted to that of one that was not, bit for bit.
+
+    A loss of several processes whose interval of the log was interrupted is summed in another order.
+    """
+    found, expected = (contents(folder / f"checkpoint-{STEPS}") for folder in (run, whole))
+    losses = [[entry["loss"] for entry in one.pop("log")] for one in (found, expected)]
+    assert found == expected
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)

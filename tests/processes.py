@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SECONDS = 280
+SECONDS = 400
 _WORKER = Path(__file__).with_name("run_rank.py")
 
 

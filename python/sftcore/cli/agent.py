@@ -12,9 +12,11 @@ import contextlib
 import datetime
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Sequence
@@ -44,6 +46,8 @@ _SECONDS_TO_SAVE = 1800
 # what a process has to end by itself when another one failed, and once more when it is told to
 _SECONDS_TO_FAIL = 5
 _SECONDS_TO_JOIN = 900
+# what the agent has to notice by itself that node 0 is lost
+_SECONDS_TO_NOTICE = 5
 _SECONDS_BETWEEN_STOPS = 1.0
 _STOPS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
@@ -160,6 +164,7 @@ class Agent(LocalElasticAgent):
         self._stopped_at = 0.0
         self._stopped_by = 0
         self._previous: dict[int, Any] = {}
+        self._is_over = False
 
     def __enter__(self) -> Agent:  # noqa: PYI034
         for number in _STOPS:
@@ -169,9 +174,12 @@ class Agent(LocalElasticAgent):
             self._previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._pass_on)
         if self.watch:
             self.watch.start()
+        if self.place.node:
+            threading.Thread(target=self._end_without_first, name="end", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_over = True
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         if self.watch:
@@ -304,6 +312,33 @@ class Agent(LocalElasticAgent):
             store.wait([_CAUSE], datetime.timedelta(seconds=2 * _SECONDS_TO_FAIL))
             self.failures.insert(0, Failure.unpack(store.get(_CAUSE).decode()))
         store.set(f"{_HEARD}/{self.place.node}", "")
+
+    def _end_without_first(self) -> None:
+        """Ends this node where node 0 is lost and the agent does not: it may wait for an answer of its store for ever.
+
+        All that it does is to look at the clock and at processes of its own.
+        """
+        assert self.watch is not None
+        lost_since: float | None = None
+        while lost_since is None or time.monotonic() - lost_since < _SECONDS_TO_NOTICE:
+            time.sleep(0.5)
+            if self._is_over:
+                return
+            if self.watch.lost() != 0:
+                lost_since = None
+            elif lost_since is None:
+                lost_since = time.monotonic()
+        self.lost_node, processes = 0, self._processes().values()
+        self.failed_file.touch()
+        for process in processes:
+            process.terminate()
+        self._wait_for_ends()
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+        print(self._cause(), file=sys.stderr, flush=True)
+        shutil.rmtree(self.failed_file.parent, ignore_errors=True)
+        os._exit(self.failures[0].exit_code if self.failures else 1)
 
     def _part_from_others(self) -> None:
         """Leaves the rendezvous, which tells other nodes that this one does not start anew."""

@@ -75,9 +75,11 @@ def launch(words: Sequence[str], *, max_restarts: int = 0) -> int:
         ConfigError: A variable is missing or wrong.
     """
     place = read_place()
-    from sftcore.cli.agent import (
-        run_processes,
-    )  # torch is loaded once the variables are known to be right
+    if not os.environ.get("SFTCORE_DEBUG"):
+        # it warns of each address without a name
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # torch is loaded once the variables are known to be right
+    from sftcore.cli.agent import run_processes
 
     return run_processes(place, words, max_restarts=max_restarts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -51,8 +52,13 @@ def run(known: argparse.Namespace) -> None:
     launch.follow_launcher()
     from sftcore.train import train  # torch is loaded once the settings are known to be right
 
+    # what libraries print is no result; a dry run prints its plan
+    elsewhere = (
+        contextlib.nullcontext() if config.dry_run else contextlib.redirect_stdout(sys.stderr)
+    )
     try:
-        result = train(config)
+        with elsewhere:
+            result = train(config)
     except StoppedError as stopped:
         if launch.reports_to_launcher():
             launch.write_error(stopped, str(stopped))

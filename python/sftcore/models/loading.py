@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -96,3 +97,9 @@ def quieten() -> None:
         "ignore", category=FutureWarning, module=r"(peft|torch|transformers|accelerate)"
     )
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    # accelerate imports it wherever it is installed; it sets the level of its log itself, but leaves filters
+    logging.getLogger("DeepSpeed").addFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR

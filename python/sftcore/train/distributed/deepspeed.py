@@ -8,7 +8,6 @@ that look at whole matrices, tuners that look at weights or gradients) is refuse
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import shutil
 import socket
@@ -148,7 +147,6 @@ class DeepSpeedEngine(Engine):
             )
         self._set(LOCAL_RANK=str(self.world.local_rank))
         _find_ninja()
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         super().__enter__()
         return self
 
