@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
 from processes import ids_of_steps, run_processes, settings_of
+from saved_models import logits_of
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 TUNERS: dict[str, dict[str, Any]] = {
-    "full": {"tuner_type": "full"},
+    "full": {"tuner_type": "full", "save_steps": 5, "save_total_limit": 0},
     "lora": {"tuner_type": "lora", "gradient_checkpointing": True},
     "packed": {"tuner_type": "full", "packing": True, "max_length": 256},
 }
@@ -37,12 +37,15 @@ def runs_of(count: int, model: Path, rows: Path, folder: Path) -> list[dict[str,
 def found(
     model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[int, list[list[dict[str, Any]]]]:
-    """Of 1, 2 and 4 processes: what each rank found of each run."""
+    """Of 1, 2 and 4 processes: what each rank found of each run; of 2 also what goes on from a checkpoint of 1."""
     folder = tmp_path_factory.mktemp("ddp")
-    return {
-        count: run_processes(count, runs_of(count, model, rows, folder), folder / str(count))
-        for count in (1, 2, 4)
+    runs = {count: runs_of(count, model, rows, folder) for count in (1, 2, 4)}
+    goes_on = {
+        "resume_from_checkpoint": str(folder / "full-1" / "checkpoint-5"),
+        "output_dir": str(folder / "gone-on"),
     }
+    runs[2].append({**runs[2][0], **goes_on})
+    return {count: run_processes(count, runs[count], folder / str(count)) for count in runs}
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -69,9 +72,20 @@ def test_each_step_sees_the_same_examples_on_any_number_of_processes(
     assert ledgers[0] == ledgers[1] == ledgers[2]
 
 
-def test_what_was_saved_has_the_weights_of_a_single_process(found: dict[int, Any]) -> None:
-    one, two = (Path(found[count][0][0]["last"]) / "model.safetensors" for count in (1, 2))
-    alone, shared = load_file(one), load_file(two)
-    assert alone.keys() == shared.keys()
-    for name, weights in alone.items():
-        assert (weights - shared[name]).abs().max() < 1e-3, name
+@pytest.mark.parametrize("name", TUNERS)
+def test_what_was_saved_loads_in_plain_libraries_and_says_what_a_single_process_says(
+    found: dict[int, Any], model: Path, name: str
+) -> None:
+    place = list(TUNERS).index(name)
+    one, two, four = (Path(ranks[0][place]["last"]) for ranks in found.values())
+    alone, unchanged = logits_of(one, model), logits_of(model, model)
+    assert (logits_of(two, model) - alone).abs().max() < 1e-3
+    assert (logits_of(four, model) - alone).abs().max() < 1e-3
+    assert (alone - unchanged).abs().max() > 1e-2
+
+
+def test_two_processes_go_on_from_the_checkpoint_of_one(found: dict[int, Any]) -> None:
+    one, gone_on = found[1][0][0], found[2][0][len(TUNERS)]
+    assert gone_on["steps"][-5:] == [6, 7, 8, 9, 10]
+    assert gone_on["losses"][-5:] == pytest.approx(one["losses"][5:], abs=1e-4)
+    assert gone_on["grad_norms"][-5:] == pytest.approx(one["grad_norms"][5:], rel=1e-3)
