@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +19,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from transformers import TrainerControl, TrainerState
 from transformers.trainer_utils import EvalLoopOutput
 
 from sftcore.config import TrainConfig
 from sftcore.config.schema import build
 from sftcore.errors import ConfigError, StoppedError
 from sftcore.train import checkpoints, train
+from sftcore.train.stopping import StopOnSignal
 from sftcore.train.trainer import SftTrainer
 from tiny_runs import config_of, contents, make_model, make_rows, names_in
 
@@ -404,6 +407,29 @@ def test_a_signal_ends_the_step_saves_and_leaves(
     assert contents(tmp_path / "run" / "checkpoint-6") == contents(
         tmp_path / "whole" / "checkpoint-6"
     )
+
+
+def test_a_signal_that_comes_while_processes_agree_counts_at_the_next_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stopping, came = StopOnSignal(world_size=2), [signal.SIGUSR1, signal.SIGTERM]
+    seen: list[list[int]] = []
+
+    def all_reduce(values: Any, *_: Any) -> None:
+        seen.append(values.tolist())
+        if came:
+            stopping._receive(came.pop(), None)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    arguments, state = SimpleNamespace(device="cpu"), TrainerState()
+    asked = []
+    for _ in range(3):
+        control = TrainerControl()
+        stopping.on_step_end(arguments, state, control)
+        asked.append((control.should_save, control.should_training_stop))
+    # all processes must do the same: what came after the values were told is of the next step
+    assert seen == [[0, 0], [signal.SIGTERM, 0], [signal.SIGTERM, 1]]
+    assert asked == [(False, False), (True, True), (True, True)]
 
 
 def test_a_warning_of_slurm_saves_and_the_run_goes_on(

@@ -120,7 +120,7 @@ REFUSED = [
     ({"deepspeed": "zero3", "use_dora": True}, "--use_dora cannot be used"),
     ({"deepspeed": "zero3", "init_weights": "pissa"}, "--init_weights pissa cannot be used"),
     ({"deepspeed": "zero3", "modules_to_save": ["LN"]}, "--modules_to_save cannot be used"),
-    ({"deepspeed": "zero3", "quant_method": "bnb", "quant_bits": 4}, "--quant_method bnb cannot"),
+    ({"deepspeed": "zero3", "quant_method": "bnb", "quant_bits": 4}, "--quant_bits 4 cannot"),
 ]
 
 

@@ -48,7 +48,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Asks the Trainer to save and to stop when a signal has come; the last of the callbacks.
 
     Attributes:
-        signal: The signal that stops the run, once it came.
+        signal: The signal that stops the run, once it came and all processes know of it.
         evaluation_due: Whether it kept the evaluation of the step from being made.
     """
 
@@ -56,6 +56,9 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self.signal = 0
         self.evaluation_due = False
         self._is_save_asked = False
+        # what came to this process, perhaps while the processes agree on what came before
+        self._came = 0
+        self._save_came = False
         self._is_evaluating = False
         self._world_size = world_size
         self._previous: dict[int, Any] = {}
@@ -90,12 +93,12 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc, unused-ignore]
             signal.alarm(_SECONDS_TO_FAIL)
             return
         if number not in _STOPS:
-            self._is_save_asked = True
+            self._save_came = True
             _tell(f"{name}: saving at the end of this step, then going on")
             return
-        if self.signal:
+        if self._came:
             return
-        self.signal = number
+        self._came = number
         for stop in () if _HAS_LAUNCHER else _STOPS:
             if stop in self._previous:
                 signal.signal(stop, signal.SIG_DFL)
@@ -111,7 +114,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc, unused-ignore]
             return
         self._is_evaluating = True
         try:
-            if self.signal:
+            if self._came:
                 raise LeaveEvaluation
             yield
         finally:
@@ -119,6 +122,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def leave_evaluation(self, control: TrainerControl) -> None:
         """Asks for a checkpoint and the end, with the evaluation still due."""
+        self.signal = self._came
         control.should_evaluate = True
         self._stop(control)
 
@@ -130,10 +134,15 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def _agree(self, args: TrainingArguments) -> None:
         """Makes all processes know of a signal that came to one, so that they stop at the same step."""
+        stop, saves = self._came, self._save_came
+        if saves:
+            self._save_came = False
         if self._world_size > 1:
-            asked = torch.tensor([self.signal, self._is_save_asked], device=args.device)
+            asked = torch.tensor([stop, saves], device=args.device)
             torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-            self.signal, self._is_save_asked = int(asked[0]), bool(asked[1])
+            stop, saves = int(asked[0]), bool(asked[1])
+        self.signal = self.signal or stop
+        self._is_save_asked |= saves
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
