@@ -24,6 +24,17 @@ def run_processes(
     return [json.loads(path.with_suffix(f".{rank}.json").read_text()) for rank in range(count)]
 
 
+def run_named(
+    count: int, runs: dict[str, dict[str, Any]], folder: Path, model: Path, rows: Path
+) -> dict[str, dict[str, Any]]:
+    """Trains in `count` processes; returns by name what rank 0 found, after all ranks agreed."""
+    listed = [settings_of(model, rows, folder / name, **given) for name, given in runs.items()]
+    ranks = run_processes(count, listed, folder)
+    for other in ranks[1:]:
+        assert [one.get("losses") for one in other] == [one.get("losses") for one in ranks[0]]
+    return dict(zip(runs, ranks[0], strict=True))
+
+
 def run_alone(runs: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """Trains with each of some settings in one process without torchrun; returns what it found of each run."""
     folder.mkdir(parents=True, exist_ok=True)

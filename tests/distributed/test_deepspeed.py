@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 from safetensors.torch import load_file
 
-from processes import ids_of_steps, run_processes, settings_of, start
+from processes import ids_of_steps, run_named, settings_of, start
 from saved_models import logits_of
 from sftcore.data import Encoder
 
@@ -40,30 +40,20 @@ SAVED = ("zero2-full", "zero3-full", "zero3-lora")
 Found = dict[str, dict[str, Any]]
 
 
-def run_named(
-    count: int, runs: dict[str, dict[str, Any]], folder: Path, model: Path, rows: Path
-) -> Found:
-    """Trains in `count` processes; returns by name what rank 0 found, after all ranks agreed."""
-    listed = [
-        settings_of(
-            model,
-            rows,
-            folder / name,
-            **{"gradient_accumulation_steps": 4 // count, **SHARED, **settings},
-        )
-        for name, settings in runs.items()
-    ]
-    ranks = run_processes(count, listed, folder)
-    for other in ranks[1:]:
-        assert [one.get("losses") for one in other] == [one.get("losses") for one in ranks[0]]
-    return dict(zip(runs, ranks[0], strict=True))
+def run_shared(count: int, runs: Found, folder: Path, model: Path, rows: Path) -> Found:
+    """Trains with the settings that all runs have, and with their own."""
+    whole = {
+        name: {"gradient_accumulation_steps": 4 // count, **SHARED, **given}
+        for name, given in runs.items()
+    }
+    return run_named(count, whole, folder, model, rows)
 
 
 @pytest.fixture(scope="module")
 def alone(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """A single process without an engine."""
     runs = {name: {**settings, **ANSWERED} for name, settings in TUNERS.items()}
-    return run_named(1, runs, tmp_path_factory.mktemp("alone"), model, rows)
+    return run_shared(1, runs, tmp_path_factory.mktemp("alone"), model, rows)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +62,7 @@ def shared(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) ->
     runs = {f"{stage}-{name}": {"deepspeed": stage, **TUNERS[name]} for stage, name in RUNS}
     for run in SAVED:
         runs[run] |= {**ANSWERED, "save_steps": 4, "eval_steps": 4, "load_best_model_at_end": True}
-    return run_named(2, runs, tmp_path_factory.mktemp("zero"), model, rows)
+    return run_shared(2, runs, tmp_path_factory.mktemp("zero"), model, rows)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +82,7 @@ def gone_on(
             "resume_from_checkpoint": at,
         }
     runs["weights"] = {**runs["zero3-full"], "resume_only_model": True}
-    return run_named(2, runs, tmp_path_factory.mktemp("gone_on"), model, rows)
+    return run_shared(2, runs, tmp_path_factory.mktemp("gone_on"), model, rows)
 
 
 @pytest.mark.parametrize(("stage", "name"), RUNS)
@@ -200,7 +190,7 @@ def test_offloading_learns_the_same(alone: Found, model: Path, rows: Path, tmp_p
         "two": {"deepspeed": "zero2_offload", **TUNERS["full"]},
         "three": {"deepspeed": "zero3_offload", **TUNERS["lora"]},
     }
-    found = run_named(2, runs, tmp_path, model, rows)
+    found = run_shared(2, runs, tmp_path, model, rows)
     for name, tuner in (("two", "full"), ("three", "lora")):
         assert found[name]["losses"] == pytest.approx(alone[tuner]["losses"], abs=1e-4)
         assert found[name]["grad_norms"] == pytest.approx(alone[tuner]["grad_norms"], rel=1e-3)
@@ -225,7 +215,7 @@ def test_one_process_is_enough_and_another_number_is_refused(
             "add_version": True,
         },
     }
-    found = run_named(1, runs, tmp_path, model, rows)
+    found = run_shared(1, runs, tmp_path, model, rows)
     assert found["one"]["losses"] == pytest.approx(alone["full"]["losses"], abs=1e-4)
     assert "goes on with as many, not with 1" in found["fewer"]["error"]
     assert (
@@ -257,7 +247,7 @@ def test_steps_that_are_not_finite_leave_the_weights(
         for stage in ("zero0", "zero2", "zero3")
         for how in ("raise", "skip")
     }
-    found = run_named(2, runs, tmp_path / "runs", poisoned, rows)
+    found = run_shared(2, runs, tmp_path / "runs", poisoned, rows)
     for stage in ("zero0", "zero2", "zero3"):
         assert "the loss is not finite" in found[f"{stage}-raise"]["error"]
         assert f"{rows}:12" in found[f"{stage}-raise"]["error"]
@@ -278,7 +268,7 @@ def test_bfloat16_keeps_float32_weights_beside(model: Path, rows: Path, tmp_path
         stage: {"deepspeed": stage, "tuner_type": "full", "torch_dtype": "bfloat16"}
         for stage in ("zero1", "zero2", "zero3")
     } | {"exact": {"deepspeed": "zero2", "tuner_type": "full"}}
-    found = run_named(2, runs, tmp_path, model, rows)
+    found = run_shared(2, runs, tmp_path, model, rows)
     for stage in ("zero1", "zero2", "zero3"):
         assert found[stage]["losses"] == pytest.approx(found["exact"]["losses"], abs=0.05)
         saved = load_file(Path(found[stage]["last"]) / "model.safetensors")
@@ -290,6 +280,6 @@ def test_bfloat16_keeps_float32_weights_beside(model: Path, rows: Path, tmp_path
 def test_zero_runs_over_nccl(model: Path, rows: Path, tmp_path: Path) -> None:
     count = min(2, torch.cuda.device_count())
     runs = {stage: {"deepspeed": stage, **TUNERS["full"]} for stage in STAGES}
-    found = run_named(count, runs, tmp_path, model, rows)
+    found = run_shared(count, runs, tmp_path, model, rows)
     for stage in STAGES[1:]:
         assert found[stage]["losses"] == pytest.approx(found["zero0"]["losses"], abs=0.05)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from processes import ids_of_steps, run_processes, settings_of
+from processes import ids_of_steps, run_named
 from saved_models import logits_of, weights_of
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -25,38 +25,22 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "loss_impl": "plain",
     },
 }
+SHARED = {"gradient_accumulation_steps": 2, "split_dataset_ratio": 0.1, "max_grad_norm": 0.2}
 ANSWERED = {"predict_with_generate": True, "predict_rows": 2, "max_new_tokens": 4}
 Found = dict[str, dict[str, Any]]
 
 
-def run_named(
-    count: int, runs: dict[str, dict[str, Any]], folder: Path, model: Path, rows: Path
-) -> Found:
-    listed = [
-        settings_of(
-            model,
-            rows,
-            folder / name,
-            **{
-                "gradient_accumulation_steps": 2,
-                "split_dataset_ratio": 0.1,
-                "max_grad_norm": 0.2,
-                **settings,
-            },
-        )
-        for name, settings in runs.items()
-    ]
-    ranks = run_processes(count, listed, folder)
-    for other in ranks[1:]:
-        assert [one.get("losses") for one in other] == [one.get("losses") for one in ranks[0]]
-    return dict(zip(runs, ranks[0], strict=True))
+def run_shared(count: int, runs: Found, folder: Path, model: Path, rows: Path) -> Found:
+    """Trains with the settings that all runs have, and with their own."""
+    whole = {name: {**SHARED, **given} for name, given in runs.items()}
+    return run_named(count, whole, folder, model, rows)
 
 
 @pytest.fixture(scope="module")
 def alone(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     runs = {name: dict(settings) for name, settings in LAYOUTS.items()}
     runs["padded"] |= ANSWERED
-    return run_named(1, runs, tmp_path_factory.mktemp("whole"), model, rows)
+    return run_shared(1, runs, tmp_path_factory.mktemp("whole"), model, rows)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +54,7 @@ def pair(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> F
     if HAS_DEEPSPEED:
         runs["zero2"] = {**runs["packed"], "deepspeed": "zero2"}
         runs["zero3"] = {**runs["checkpointed"], "deepspeed": "zero3"}
-    return run_named(2, runs, folder, model, rows)
+    return run_shared(2, runs, folder, model, rows)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -125,7 +109,7 @@ def test_groups_of_ranks_split_the_data_among_them(
         "packed": {**LAYOUTS["packed"], **shares},
         "heads": {**LAYOUTS["padded"], "sequence_parallel_size": 4},
     }
-    found = run_named(4, runs, tmp_path, model, rows)
+    found = run_shared(4, runs, tmp_path, model, rows)
     same(alone["padded"], found["padded"])
     same(alone["packed"], found["packed"])
     assert found["heads"]["error"] == (

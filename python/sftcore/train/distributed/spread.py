@@ -8,6 +8,7 @@ of processes and any such engine can go on from.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,7 @@ _ELEMENTWISE = {
 }
 
 
-class SpreadEngine(Engine):
+class SpreadEngine(Engine, ABC):
     """An engine whose ranks hold parts of the parameters."""
 
     flag = ""
@@ -126,38 +127,38 @@ class SpreadEngine(Engine):
 
     # -- each engine has its own answer --------------------------------------------------------------------------
 
+    @abstractmethod
     def spread(self, model: Any) -> None:
         """Spreads the parameters of a model in place."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_spread(self, parameter: Tensor) -> bool:
         """Whether this rank has a part of a parameter, not the whole."""
-        raise NotImplementedError
 
+    @abstractmethod
     def whole_shape(self, parameter: Tensor) -> torch.Size:
         """Returns the shape of the whole of which a parameter is a part."""
-        raise NotImplementedError
 
+    @abstractmethod
     def is_like(self, parameter: Tensor, value: Tensor) -> bool:
         """Whether a value of the optimizer is spread as its parameter is."""
-        raise NotImplementedError
 
+    @abstractmethod
     def whole(self, parameter: Tensor, value: Tensor) -> Tensor:
         """Returns the whole of a value that is spread as its parameter is; all ranks call it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def part(self, parameter: Tensor, value: Tensor) -> Tensor:
         """Returns a whole value as its parameter is spread."""
-        raise NotImplementedError
 
     def local(self, value: Tensor) -> Tensor:
         """Returns the plain tensor that this rank has of a value."""
         return value
 
     @property
+    @abstractmethod
     def part_group(self) -> Any:
         """The ranks whose parts are the whole."""
-        raise NotImplementedError
 
     def save_optimizer(self, optimizer: torch.optim.Optimizer, folder: Path) -> None:
         """Writes the optimizer into the folder of a checkpoint; all ranks call it."""
