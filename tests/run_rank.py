@@ -9,6 +9,7 @@ Processes start once for all, as importing torch takes longer than such a run; w
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
@@ -22,6 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sftcore.config import TrainConfig
 from sftcore.errors import SftcoreError
+from sftcore.program import run_program
 from sftcore.train import train
 
 held: dict[str, int] = {}
@@ -77,4 +79,7 @@ def main() -> None:
         dist.destroy_process_group()
 
 
-main()
+if "RANK" in os.environ:
+    # reached only where Python is taken down, which may abort one of several processes
+    atexit.register(os._exit, 70)
+run_program(main)

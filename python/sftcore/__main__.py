@@ -1,5 +1,5 @@
 """`python -m sftcore`."""
 
-from sftcore.cli import main
+from sftcore.cli import run
 
-raise SystemExit(main())
+run()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
+from sftcore.cli import run
 
-from sftcore.cli import main
-
-sys.exit(main())
+run()

@@ -12,13 +12,20 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from sftcore.cli import data, datasets, env, infer, launch, merge, plan, templates, train
 from sftcore.cli.flags import read_more_flags
 from sftcore.config.schema import did_you_mean
 from sftcore.errors import ConfigError, SftcoreError
+from sftcore.program import run_program
 
 _ALIASES = {"sft": "train", "merge-lora": "merge", "merge_lora": "merge"}
+
+
+def run() -> NoReturn:
+    """The program `sftcore`."""
+    run_program(main)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sftcore.config import TrainConfig
 from sftcore.errors import PeerError, SftcoreError, StoppedError
+from sftcore.program import end_abruptly
 from sftcore.train.distributed.world import World
 from sftcore.train.inputs import InputKind
 from sftcore.train.method import LossMethod, choose_loss
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def _leave_group() -> None:
-    """A process that ends within a group may abort at its exit."""
+    """Tells the other ranks that this one ends."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -74,6 +75,8 @@ class Engine:
         """Takes this rank's device and joins the other ranks."""
         if torch.cuda.is_available():
             torch.cuda.set_device(self.world.local_rank)
+        if self.is_distributed:
+            end_abruptly()
         if self.is_distributed and not dist.is_initialized():
             self._opened = True
             on_gpu = torch.cuda.is_available()
