@@ -23,7 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sftcore.config import TrainConfig
 from sftcore.errors import SftcoreError
-from sftcore.program import run_program
+from sftcore.program import end_abruptly, run_program
 from sftcore.train import train
 
 held: dict[str, int] = {}
@@ -50,6 +50,8 @@ def main() -> None:
     register_optimizer_step_post_hook(measure)
     is_alone = "RANK" not in os.environ
     if not is_alone:
+        if os.environ["WORLD_SIZE"] == "1":
+            end_abruptly()  # plain engines need no group then
         dist.init_process_group("gloo")
     results: list[dict[str, Any]] = []
     for settings in json.loads(path.read_text()):
@@ -79,7 +81,7 @@ def main() -> None:
         dist.destroy_process_group()
 
 
-if "RANK" in os.environ:
+if os.environ.get("WORLD_SIZE", "1") != "1":
     # reached only where Python is taken down, which may abort one of several processes
     atexit.register(os._exit, 70)
 run_program(main)
