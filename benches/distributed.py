@@ -22,6 +22,8 @@ from typing import Any
 
 from machine import processor
 
+from sftcore.program import run_program
+
 MAX_LENGTH = 512
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sftcore-1": ("sftcore, one process", {}),
@@ -289,4 +291,4 @@ def compare(figures: dict[str, dict[str, Any]]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -19,6 +19,7 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 
 from sftcore.config import TrainConfig
 from sftcore.models.shapes import full_size
+from sftcore.program import run_program
 from sftcore.train import train
 
 found: dict[str, int] = {}
@@ -98,4 +99,4 @@ def main() -> None:
     dist.destroy_process_group()
 
 
-main()
+run_program(main)

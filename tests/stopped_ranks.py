@@ -9,9 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sftcore.errors import StoppedError
+from sftcore.program import run_program
 from sftcore.train import log, train
 from sftcore.train.trainer import SftTrainer
 from tiny_runs import config_of
@@ -21,8 +20,6 @@ model, rows, folder = map(Path, sys.argv[1:])
 config = config_of(
     model, rows, folder / "run", gradient_accumulation_steps=1, save_steps=1, logging_steps=4
 )
-train(replace(config, output_dir=str(folder / "whole")))
-
 calls = iter(range(1000))
 training_step = SftTrainer.training_step
 
@@ -33,11 +30,14 @@ def strike(self: Any, *arguments: Any, **named: Any) -> Any:
     return training_step(self, *arguments, **named)
 
 
-SftTrainer.training_step = strike  # type: ignore[method-assign]
-try:
-    train(config)
-except StoppedError as stopped:
-    print(f"rank {os.environ['RANK']}: {stopped.exit_code}, {stopped}", flush=True)
-train(replace(config, resume_from_checkpoint="last"))
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
+def main() -> None:
+    train(replace(config, output_dir=str(folder / "whole")))
+    SftTrainer.training_step = strike  # type: ignore[method-assign]
+    try:
+        train(config)
+    except StoppedError as stopped:
+        print(f"rank {os.environ['RANK']}: {stopped.exit_code}, {stopped}", flush=True)
+    train(replace(config, resume_from_checkpoint="last"))
+
+
+run_program(main)
