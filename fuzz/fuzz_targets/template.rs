@@ -45,7 +45,7 @@ const fn packaged() -> [LazyLock<ChatTemplate>; 15] {
 fn template(source: &str) -> sftcore::Result<ChatTemplate> {
     let named = vec![("bos_token".to_owned(), "<s>".to_owned()), ("eos_token".to_owned(), "</s>".to_owned())];
     let texts = ["<s>", "</s>", "<|im_end|>", "<|eot_id|>"].map(str::to_owned).to_vec();
-    ChatTemplate::new(source, SpecialTokens { named, texts })
+    ChatTemplate::new(source, SpecialTokens { named, texts, eos: Vec::new() })
 }
 
 fn controls(byte: u8) -> Controls {

@@ -77,7 +77,16 @@ def run_show(known: argparse.Namespace) -> None:
         print("---")
     way = "by its {% generation %} tags" if view.is_tagged else "by following each content"
     print(f"generation prompt: {view.generation_prompt!r}")
-    print(f"closes a turn with: {view.turn_end or 'nothing, so the model does not learn to stop'}")
+    ends = view.turn_ends
+    for place, end in (
+        ("an answer at the end of a chat", ends.last),
+        ("an answer inside a chat", ends.inner),
+        ("a call", ends.call),
+    ):
+        known = "" if end is None or end.is_token else " (no token of this tokenizer)"
+        print(f"closes {place} with: {end.text + known if end else 'nothing'}")
+    if ends.warning:
+        print(f"warning: {ends.warning}")
     print(f"what is trained is found {way}")
     print(_describe_path(view))
     print("---")

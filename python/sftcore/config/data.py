@@ -61,6 +61,11 @@ class DataConfig:
     """Reasoning in the rows: rendered as the template does, or taken out."""
     control_tokens_in_content: Literal["parse", "text"] = "parse"
     """Control tokens written in a message: the tokens, as in Transformers, or plain text."""
+    on_lost_content: Literal["warn", "raise", "skip"] = "warn"
+    """What becomes of a row of which the chat template leaves out words, reasoning, calls or tools: trained and counted,
+    an error, or left out and counted."""
+    append_eos: bool = False
+    """Adds the tokenizer's eos, trained, to a chat whose last answer no token ends."""
     chat_template_kwargs: str = "{}"
     """Arguments for the chat template as JSON, like {"enable_thinking": false}; those of a row go before."""
     tokenizer_engine: Literal["auto", "reference", "fast"] = "auto"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -74,6 +75,75 @@ class Token(NamedTuple):
     message: int | None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TurnEnd:
+    """What closes a turn in one place.
+
+    Attributes:
+        text: What the model writes last, one or more tokens.
+        token: The last of them, at which generation stops.
+        is_token: Whether the tokenizer knows it; else it is written in pieces, and nothing stops there.
+    """
+
+    text: str
+    token: str
+    is_token: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TurnEnds:
+    """What closes the turns of the assistant; None where nothing does, or the template refuses such a turn.
+
+    Attributes:
+        inner: An answer before the next question.
+        last: The answer at the end of a chat.
+        call: A call before the answer of the tool.
+    """
+
+    inner: TurnEnd | None = None
+    last: TurnEnd | None = None
+    call: TurnEnd | None = None
+
+    @classmethod
+    def read(cls, ends: Iterable[tuple[str, str, str, bool]]) -> TurnEnds:
+        """Takes them as the core gives them."""
+        return cls(
+            **{
+                place: TurnEnd(text=text, token=token, is_token=is_token)
+                for place, text, token, is_token in ends
+            }
+        )
+
+    @property
+    def tokens(self) -> list[str]:
+        """The tokens at which a tuned model stops, each once."""
+        ends = [end.token for end in (self.inner, self.last, self.call) if end and end.is_token]
+        return list(dict.fromkeys(ends))
+
+    @property
+    def warning(self) -> str | None:
+        """What a model would not learn of stopping; None where every answer ends with a token."""
+        remedy = (
+            "the model is not taught to stop there; pass --append_eos true, or another --template"
+        )
+        for place, end in (("at the end of a chat", self.last), ("inside a chat", self.inner)):
+            if end and not end.is_token:
+                return (
+                    f"answers {place} end with {end.token!r}, which this tokenizer cuts into pieces, so that nothing "
+                    "stops there; pass --new_special_tokens template, or another --template"
+                )
+        if self.last is None and self.inner is None:
+            return f"no answer ends with a token that stops generation: {remedy}"
+        if self.last is None:
+            return f"the answer at the end of a chat ends with no token that stops generation: {remedy}"
+        if self.inner is None:
+            return (
+                "answers inside a chat end with no token that stops generation: only the last answer of a row teaches the "
+                "model to stop"
+            )
+        return None
+
+
 class Encoder:
     """Turns rows into examples with the tokenizer and chat template of a model folder.
 
@@ -113,6 +183,8 @@ class Encoder:
         ignore_empty_think: bool = False,
         reasoning: Literal["keep", "drop"] = "keep",
         control_tokens_in_content: Literal["parse", "text"] = "parse",
+        on_lost_content: Literal["warn", "raise", "skip"] = "warn",
+        append_eos: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Encoder:
         """Reads the tokenizer of a model folder.
@@ -138,6 +210,9 @@ class Encoder:
             reasoning: `keep` leaves reasoning to the template, `drop` takes it out of the rows.
             control_tokens_in_content: Control tokens that stand in the content of a message are
                 `parse`d, as Transformers does, or `text` like any other.
+            on_lost_content: A row of which the chat template leaves out words, reasoning, calls or
+                tools is trained on and counted (`warn`), an error (`raise`), or left out and counted (`skip`).
+            append_eos: Adds the tokenizer's eos, trained, to a chat whose last answer no token ends.
             chat_template_kwargs: Arguments for the chat template; those of a row go before.
 
         Raises:
@@ -160,6 +235,8 @@ class Encoder:
             "ignore_empty_think": ignore_empty_think,
             "reasoning": reasoning,
             "control_tokens_in_content": control_tokens_in_content,
+            "on_lost_content": on_lost_content,
+            "append_eos": append_eos,
             "chat_template_kwargs": json.dumps(chat_template_kwargs or {}, ensure_ascii=False),
         }
         core = _core.Encoder(
@@ -179,7 +256,7 @@ class Encoder:
             template=None,
             num_threads=available_cores(),
             tokenizer_engine="auto",
-            **settings,
+            **(_NEWER_SETTINGS | settings),
         )
         return cls(core, folder=folder, max_length=settings["max_length"], settings=dict(settings))
 
@@ -294,8 +371,15 @@ class Encoder:
 
     @property
     def turn_end(self) -> str | None:
-        """The token that closes an assistant turn; None where the template writes none."""
-        return self._core.turn_end
+        """The token that closes an answer at the end of a chat, else inside it; None where the template writes none."""
+        ends = self.turn_ends
+        end = ends.last or ends.inner
+        return end.token if end else None
+
+    @property
+    def turn_ends(self) -> TurnEnds:
+        """What closes the turns of the assistant."""
+        return TurnEnds.read(self._core.turn_ends)
 
     @property
     def eos_token_id(self) -> int | None:
@@ -310,10 +394,9 @@ class Encoder:
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """Ids that end an answer: eos and the token that closes an assistant turn."""
-        turn_end = self._core.token_to_id(self.turn_end) if self.turn_end else None
-        stops = {token for token in (self.eos_token_id, turn_end) if token is not None}
-        return sorted(stops)
+        """Ids that end an answer: eos and the tokens that close turns, at the end of a chat, inside it, after a call."""
+        ends = [self._core.token_to_id(token) for token in self.turn_ends.tokens]
+        return sorted({token for token in (self.eos_token_id, *ends) if token is not None})
 
     @property
     def vocab_size(self) -> int:
@@ -335,6 +418,10 @@ class Encoder:
     def _token_id(self, name: str) -> int | None:
         token = self._core.special_token(name)
         return None if token is None else self._core.token_to_id(token)
+
+
+# settings that a run of an older version did not write
+_NEWER_SETTINGS = {"on_lost_content": "warn", "append_eos": False}
 
 
 def available_cores() -> int:

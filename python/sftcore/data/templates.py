@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftcore import _core
-from sftcore.data.encoder import TEMPLATES, Encoder, load_template
+from sftcore.data.encoder import TEMPLATES, Encoder, TurnEnds, load_template
 from sftcore.data.show import SPECIAL_TOKENS, cut
 from sftcore.errors import TemplateError
 
@@ -28,7 +28,7 @@ class TemplateView:
     Attributes:
         source: The Jinja source.
         generation_prompt: What it adds for the model to answer; empty where it adds nothing.
-        turn_end: The token that closes an answer; None where it writes none.
+        turn_ends: What closes a turn of the assistant.
         is_tagged: Whether `{% generation %}` tags say what is trained; else contents are followed.
         is_plain: Whether plain chats render by the compiled form; else Jinja renders all.
         jinja_triggers: What in a content sends the row to Jinja all the same.
@@ -38,7 +38,7 @@ class TemplateView:
 
     source: str
     generation_prompt: str
-    turn_end: str | None
+    turn_ends: TurnEnds
     is_tagged: bool
     is_plain: bool
     jinja_triggers: list[str]
@@ -66,24 +66,23 @@ def view_template(name: str, *, model: str | Path | None = None) -> TemplateView
         ConfigError: There is no such template.
         TemplateError: It does not compile, refuses the sample, or cannot be followed.
     """
-    special_tokens = SPECIAL_TOKENS
-    source = load_template(name)
-    if model is not None:
-        encoder = Encoder.from_pretrained(model, template=name)
+    encoder = Encoder.from_pretrained(model, template=name) if model is not None else None
+    if encoder:
+        template = encoder._core.template()
         source = encoder.chat_template
-        named = ("bos_token", "eos_token", "pad_token", "unk_token")
-        tokens = ((token, encoder._core.special_token(token)) for token in named)
-        special_tokens = [(token, text) for token, text in tokens if text is not None]
-    template = _core.Template(source or "", special_tokens)
+    else:
+        source = load_template(name) or ""
+        template = _core.Template(source, SPECIAL_TOKENS)
     try:
         text, segments = template.render_row(json.dumps(_SAMPLE).encode())
     except TemplateError:  # some have no place for a system message
         text, segments = template.render_row(json.dumps(_SAMPLE[1:]).encode())
+    turn_ends = TurnEnds.read(template.turn_ends)
     is_plain, triggers, end_triggers = template.compiled_form()
     return TemplateView(
-        source=source or "",
+        source=source,
         generation_prompt=template.generation_prompt,
-        turn_end=template.turn_end,
+        turn_ends=turn_ends,
         is_tagged=template.is_tagged,
         is_plain=is_plain,
         jinja_triggers=triggers,

@@ -130,7 +130,7 @@ def describe_data(train_loader: BatchLoader | StreamLoader, eval_loader: BatchLo
         "split": f"rows split at max_length {limit} (the first: {report['first_split']})",
         "untrained_pieces": "pieces of split rows left out, as they train nothing",
         "bad": "wrong rows left out:",
-        "tools_not_rendered": "rows carry tools that the chat template does not show the model",
+        "lossy": "rows left out, as the chat template leaves out some of what they say",
     }
     for name, text in warn.items():
         if report[name]:
@@ -138,6 +138,11 @@ def describe_data(train_loader: BatchLoader | StreamLoader, eval_loader: BatchLo
         if name == "bad":
             lines += [f"  {count:,} x {reason}" for reason, count in report["bad_reasons"].items()]
             lines += [f"  at {text}" for text in report["first_bad"]]
+    lines += [
+        f"warning: the chat template leaves out {lost['kind']} in {lost['rows']:,} of {report['rows']:,} rows (the first: "
+        f"{lost['first']}); --on_lost_content raise or skip refuses such rows"
+        for lost in report["lost"]
+    ]
     for name, text in {
         "duplicates": "rows left out, equal to an earlier one",
         "near_duplicates": "rows left out, nearly equal to an earlier one",
@@ -156,10 +161,10 @@ def describe_data(train_loader: BatchLoader | StreamLoader, eval_loader: BatchLo
             f"warning: {report['overlap']:,} rows also stand in the evaluation data (the first: {path}:{line}), {fate}"
         )
     lines += [f"note: {note}" for note in report["notes"]]
-    if train_loader.encoder.has_chat_template and train_loader.encoder.turn_end is None:
+    if report["endless_turns"] and (warning := train_loader.encoder.turn_ends.warning):
         lines.append(
-            "warning: the chat template closes assistant turns with no control token, so the model does not learn to "
-            "stop"
+            f"warning: {report['endless_turns']:,} trained turns end with no token that stops generation (the first: "
+            f"{report['first_endless']}): {warning}"
         )
     return "\n".join(lines)
 

@@ -227,6 +227,8 @@ def _open_encoder(config: TrainConfig, folder: Path) -> Encoder:
         ignore_empty_think=config.ignore_empty_think,
         reasoning=config.reasoning,
         control_tokens_in_content=config.control_tokens_in_content,
+        on_lost_content=config.on_lost_content,
+        append_eos=config.append_eos,
         chat_template_kwargs=config.template_arguments,
     )
     if encoder.tokenizer_engine_reason:

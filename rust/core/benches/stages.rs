@@ -20,6 +20,7 @@ fn encoder(folder: &Path) -> sftcore::Result<Encoder> {
     let pretrained = Pretrained::from_folder(folder, EngineChoice::Auto)?;
     let template = pretrained.chat_template.as_deref().unwrap_or_default();
     Ok(Encoder {
+        appends_eos: false,
         special_tokens: Arc::new(ControlTokenSet::new(&*pretrained.tokenizer.engine)),
         template: Some(ChatTemplate::new(template, pretrained.special_tokens.clone())?),
         tool_use_template: None,

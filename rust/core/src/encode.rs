@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::conversation::{Conversation, Message, Row};
-use crate::template::{ChatTemplate, Controls, Reasoning, Rendered, Segment};
+use crate::template::{ChatTemplate, Controls, Lost, OnLostContent, Reasoning, Rendered, Segment};
 use crate::tokenizer::{TokenizerEngine, Tokens};
 use crate::{Error, ErrorKind, Result};
 
@@ -88,6 +88,10 @@ pub struct Example {
     pub control_tokens: usize,
     /// The number of tokens before truncation.
     pub full_length: usize,
+    /// What the row says and the text does not.
+    pub lost: Vec<Lost>,
+    /// Trained turns that no token ends.
+    pub endless_turns: usize,
 }
 
 impl Example {
@@ -122,6 +126,8 @@ impl Example {
             loss_weights: weights.to_vec(),
             control_tokens: self.control_tokens,
             full_length: self.full_length,
+            lost: self.lost.clone(),
+            endless_turns: self.endless_turns,
         }
     }
 }
@@ -137,6 +143,8 @@ pub enum Outcome {
     Deleted(usize),
     /// Nothing of it is trained; the error says why.
     Untrained(Error),
+    /// The chat template leaves out some of what it says, and the policy leaves out the row.
+    Lossy(Vec<Lost>),
 }
 
 /// Turns rows into examples.
@@ -159,6 +167,8 @@ pub struct Encoder {
     pub controls: Controls,
     /// Control tokens inside contents.
     pub control_tokens: ControlTokens,
+    /// An answer at the end of a chat that no token ends gets `eos_token`.
+    pub appends_eos: bool,
     /// The control tokens of `tokenizer`.
     pub special_tokens: Arc<ControlTokenSet>,
     /// Arguments for the chat template, under those of a row.
@@ -191,7 +201,21 @@ impl Encoder {
             }
             Row::Chat(conversation) => {
                 let conversation = self.prepare(conversation);
-                self.template_for(&conversation)?.render_segments(&conversation, &self.controls)
+                let template = self.template_for(&conversation)?;
+                let mut rendered = template.render_segments(&conversation, &self.controls)?;
+                if let Some(eos) = self.eos_token.as_ref().filter(|_| self.appends_eos) {
+                    rendered.append_eos(eos);
+                }
+                if let (OnLostContent::Raise, Some(lost)) =
+                    (self.controls.on_lost_content, rendered.lost.first())
+                {
+                    let message = format!(
+                        "the chat template leaves out {lost}; choose another --template, take it out of the row, or pass \
+                         --on_lost_content warn to train on the rest, skip to leave such rows out"
+                    );
+                    return Err(Error::new(ErrorKind::Template, message));
+                }
+                Ok(rendered)
             }
         }
     }
@@ -233,7 +257,15 @@ impl Encoder {
         let (loss_mask, loss_weights) = mask(&tokens, &rendered.segments);
         let full_length = tokens.ids.len();
         let control_tokens = self.count_control_tokens(&rendered, &tokens);
-        let example = Example { input_ids: tokens.ids, loss_mask, loss_weights, control_tokens, full_length };
+        let example = Example {
+            input_ids: tokens.ids,
+            loss_mask,
+            loss_weights,
+            control_tokens,
+            full_length,
+            lost: rendered.lost.clone(),
+            endless_turns: rendered.endless_turns,
+        };
         Ok((rendered, example))
     }
 
@@ -290,6 +322,9 @@ impl Encoder {
     /// Applies `max_length` to an example.
     pub fn truncate(&self, example: Example) -> Result<Outcome> {
         let length = example.input_ids.len();
+        if self.controls.on_lost_content == OnLostContent::Skip && !example.lost.is_empty() {
+            return Ok(Outcome::Lossy(example.lost));
+        }
         if !example.loss_mask.contains(&true) {
             let message = format!(
                 "none of the {length} tokens is trained (every assistant turn has \"loss\": false, or the chat template \

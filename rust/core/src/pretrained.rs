@@ -49,9 +49,20 @@ impl Pretrained {
             }
         }
         let texts = tokenizer.engine.special_tokens().into_iter().map(|(_, text)| text).collect();
+        let mut eos = Vec::new();
+        for file in ["generation_config.json", "config.json"] {
+            let settings = read_object(&folder.join(file))?;
+            let ids = match settings.get("eos_token_id") {
+                Some(Value::Array(ids)) => ids.clone(),
+                Some(id) => vec![id.clone()],
+                None => Vec::new(),
+            };
+            let ids = ids.iter().filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok());
+            eos.extend(ids.filter_map(|id| tokenizer.engine.id_to_token(id)));
+        }
         Ok(Self {
             tokenizer,
-            special_tokens: SpecialTokens { named, texts },
+            special_tokens: SpecialTokens { named, texts, eos },
             chat_template: chat_template(folder, &config, "default")?,
             tool_use_template: chat_template(folder, &config, "tool_use")?,
             tokenizer_hash: xxhash_rust::xxh3::xxh3_64(&bytes),

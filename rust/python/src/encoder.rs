@@ -16,7 +16,9 @@ use sftcore::tokenizer::EngineChoice;
 use sftcore::{Error, ErrorKind};
 
 use crate::errors::{enter_core, to_python};
-use crate::template::{RenderedRow, SegmentTuple, render_file, segment_tuples};
+use crate::template::{
+    RenderedRow, SegmentTuple, Template, TurnEndTuple, render_file, segment_tuples, turn_end_tuples,
+};
 
 /// Id, token as the vocabulary has it, start and end in bytes of the text, weight, segment, message.
 type TokenTuple = (u32, Option<String>, usize, usize, f32, Option<usize>, Option<usize>);
@@ -38,7 +40,8 @@ impl Encoder {
     /// `template` is Jinja source and stands before the folder's own; `chat_template_kwargs` is JSON.
     #[new]
     #[pyo3(signature = (folder, *, template, max_length, truncation_strategy, system, num_threads, tokenizer_engine,
-        train_on, train_on_eos, ignore_empty_think, reasoning, control_tokens_in_content, chat_template_kwargs))]
+        train_on, train_on_eos, ignore_empty_think, reasoning, control_tokens_in_content, on_lost_content, append_eos,
+        chat_template_kwargs))]
     #[expect(clippy::too_many_arguments, reason = "the settings of an encoder, one to one")]
     fn new(
         py: Python<'_>,
@@ -54,6 +57,8 @@ impl Encoder {
         ignore_empty_think: bool,
         reasoning: &str,
         control_tokens_in_content: &str,
+        on_lost_content: &str,
+        append_eos: bool,
         chat_template_kwargs: &str,
     ) -> PyResult<Self> {
         // else the first array does it, and a Ctrl-C in the middle of that is a panic (rust-numpy 0.30)
@@ -78,7 +83,9 @@ impl Encoder {
                     train_on_eos: train_on_eos.parse()?,
                     ignore_empty_think,
                     reasoning: reasoning.parse()?,
+                    on_lost_content: on_lost_content.parse()?,
                 },
+                appends_eos: append_eos,
                 control_tokens: control_tokens_in_content.parse::<ControlTokens>()?,
                 chat_template_kwargs: parse_kwargs(chat_template_kwargs)?,
                 tokenizer: pretrained.tokenizer.engine,
@@ -209,9 +216,21 @@ impl Encoder {
         self.core.template.as_ref().map(ChatTemplate::source)
     }
 
+    /// The chat template by itself, to be looked at; without one, a template that renders nothing.
+    fn template(&self, py: Python<'_>) -> PyResult<Template> {
+        enter_core(py, || {
+            let source = self.core.template.as_ref().map_or("", ChatTemplate::source);
+            let template = ChatTemplate::new(source, self.special_tokens.clone())?;
+            Ok(Template { core: self.core.with_template(template) })
+        })
+    }
+
+    /// Where an answer ends (inside a chat, at its end, after a call) → what closes it, the token, whether it is one.
     #[getter]
-    fn turn_end(&self) -> Option<&str> {
-        self.core.template.as_ref().and_then(ChatTemplate::turn_end)
+    fn turn_ends(&self) -> Vec<TurnEndTuple> {
+        self.core.template.as_ref().map_or_else(Vec::new, |template| {
+            turn_end_tuples(&template.turn_ends(&self.core.chat_template_kwargs))
+        })
     }
 
     /// `fast` or `reference`.
@@ -273,6 +292,15 @@ fn encode_row(core: &sftcore::encode::Encoder, row: &[u8]) -> sftcore::Result<Ex
             return Ok(Example { text: rendered.text, segments: rendered.segments, tokens: example });
         }
         Outcome::Untrained(error) => return Err(error),
+        Outcome::Lossy(lost) => {
+            let lost = lost.first().map_or_else(String::new, ToString::to_string);
+            return Err(Error::row(
+                "",
+                format!(
+                    "the chat template leaves out {lost}, and on_lost_content skip leaves such a row out"
+                ),
+            ));
+        }
         Outcome::Deleted(_) => "truncation_strategy delete leaves such a row out",
         Outcome::Pieces(..) => {
             "truncation_strategy split makes several examples of it; a BatchLoader gives them"
@@ -298,6 +326,18 @@ impl Example {
     #[getter]
     fn segments(&self) -> Vec<SegmentTuple> {
         segment_tuples(&self.segments)
+    }
+
+    /// What the row says and the text does not, for people.
+    #[getter]
+    fn lost(&self) -> Vec<String> {
+        self.tokens.lost.iter().map(ToString::to_string).collect()
+    }
+
+    /// Trained turns that no token ends.
+    #[getter]
+    fn endless_turns(&self) -> usize {
+        self.tokens.endless_turns
     }
 
     #[getter]

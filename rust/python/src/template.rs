@@ -8,7 +8,7 @@ use sftcore::conversation::Row;
 use sftcore::encode::{ControlTokenSet, ControlTokens, Truncation};
 use sftcore::index::ShapedSource;
 use sftcore::source::FilePool;
-use sftcore::template::{ChatTemplate, Controls, Segment, SpecialTokens};
+use sftcore::template::{ChatTemplate, Controls, Segment, SpecialTokens, TurnEnd, TurnEnds};
 use sftcore::{Error, ErrorKind};
 
 use crate::errors::enter_core;
@@ -18,10 +18,21 @@ pub(crate) type SegmentTuple = (usize, usize, bool);
 /// Line, text, segments and, with a tokenizer, the number of tokens.
 pub(crate) type RenderedRow = (u64, String, Vec<SegmentTuple>, Option<usize>);
 
+/// Where (`inner`, `last`, `call`), what closes a turn there, its last token, and whether the tokenizer knows it.
+pub(crate) type TurnEndTuple = (&'static str, String, String, bool);
+
+pub(crate) fn turn_end_tuples(ends: &TurnEnds) -> Vec<TurnEndTuple> {
+    let ends = [("inner", &ends.inner), ("last", &ends.last), ("call", &ends.call)];
+    let end = |(place, end): (&'static str, &Option<TurnEnd>)| {
+        end.as_ref().map(|end| (place, end.text.clone(), end.token.clone(), end.is_token))
+    };
+    ends.into_iter().filter_map(end).collect()
+}
+
 /// A chat template without a tokenizer, for looking at data.
 #[pyclass(frozen, module = "sftcore._core")]
 pub(crate) struct Template {
-    core: sftcore::encode::Encoder,
+    pub(crate) core: sftcore::encode::Encoder,
 }
 
 #[pymethods]
@@ -29,10 +40,12 @@ impl Template {
     #[new]
     fn new(py: Python<'_>, source: &str, special_tokens: Vec<(String, String)>) -> PyResult<Self> {
         enter_core(py, || {
-            let texts = special_tokens.iter().map(|(_, text)| text.clone()).collect();
             let eos_token =
                 special_tokens.iter().find(|(name, _)| name == "eos_token").map(|(_, text)| text.clone());
-            let template = ChatTemplate::new(source, SpecialTokens { named: special_tokens, texts })?;
+            let template = ChatTemplate::new(
+                source,
+                SpecialTokens { named: special_tokens, ..SpecialTokens::default() },
+            )?;
             let core = sftcore::encode::Encoder {
                 special_tokens: Arc::new(ControlTokenSet::new(&NoTokenizer)),
                 tokenizer: Arc::new(NoTokenizer),
@@ -45,6 +58,7 @@ impl Template {
                 truncation: Truncation::Raise,
                 system: None,
                 eos_token,
+                appends_eos: false,
             };
             Ok(Self { core })
         })
@@ -59,13 +73,17 @@ impl Template {
     }
 
     #[getter]
-    fn turn_end(&self) -> Option<&str> {
-        self.core.template.as_ref().and_then(ChatTemplate::turn_end)
+    fn turn_ends(&self) -> Vec<TurnEndTuple> {
+        self.core.template.as_ref().map_or_else(Vec::new, |template| {
+            turn_end_tuples(&template.turn_ends(&self.core.chat_template_kwargs))
+        })
     }
 
     #[getter]
-    fn generation_prompt(&self) -> &str {
-        self.core.template.as_ref().map_or("", ChatTemplate::generation_prompt)
+    fn generation_prompt(&self) -> String {
+        let template = self.core.template.as_ref();
+        template
+            .map_or_else(String::new, |template| template.generation_prompt(&self.core.chat_template_kwargs))
     }
 
     #[getter]

@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::report::{BadRow, SetReport};
 use super::table::{Table, TableHeader};
 
-const MAGIC: &[u8; 16] = b"sftcore index 1\n";
+const MAGIC: &[u8; 16] = b"sftcore index 2\n";
 /// A longer header is not one of ours.
 const MAX_HEADER_BYTES: u64 = 1 << 31;
 

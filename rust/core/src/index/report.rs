@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::template::Lost;
 use crate::{Error, ErrorKind, Place};
 
 /// What the rows of one data set came to.
@@ -37,6 +38,14 @@ pub struct SetReport {
     pub untrained_pieces: u64,
     /// Rows without a trained token.
     pub untrained: u64,
+    /// Rows left out because the chat template leaves out some of what they say.
+    pub lossy: u64,
+    /// What the chat template leaves out of the rows, by kind.
+    pub lost: Vec<LostCount>,
+    /// Trained turns that no token ends.
+    pub endless_turns: u64,
+    /// The first row with one.
+    pub first_endless: Option<String>,
     /// Rows that are wrong, those without a trained token among them.
     pub bad: u64,
     /// Rows whose tools the chat template does not render.
@@ -53,7 +62,45 @@ pub struct SetReport {
     pub notes: Vec<String>,
 }
 
+/// One kind of what a chat template leaves out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostCount {
+    /// What it is, as `reasoning of assistant`.
+    pub kind: String,
+    /// How many there are.
+    pub count: u64,
+    /// Rows that have one.
+    pub rows: u64,
+    /// The first row, as `file:line`.
+    pub first: Option<String>,
+}
+
 impl SetReport {
+    /// Counts what one row loses.
+    pub fn count_lost(&mut self, lost: &[Lost], place: impl Fn() -> Option<String>) {
+        let mut kinds: Vec<String> = Vec::new();
+        for lost in lost {
+            let kind = lost.kind();
+            let is_new = !kinds.contains(&kind);
+            let count = self.lost_count(&kind);
+            count.count += 1;
+            count.rows += u64::from(is_new);
+            if count.first.is_none() {
+                count.first = place();
+            }
+            kinds.push(kind);
+        }
+    }
+
+    fn lost_count(&mut self, kind: &str) -> &mut LostCount {
+        let known = self.lost.iter().position(|count| count.kind == kind);
+        let place = known.unwrap_or_else(|| {
+            self.lost.push(LostCount { kind: kind.to_owned(), ..LostCount::default() });
+            self.lost.len() - 1
+        });
+        &mut self.lost[place]
+    }
+
     /// Adds the counts of `other`; the name stays.
     pub fn add(&mut self, other: &Self) {
         for (sum, count) in [
@@ -67,6 +114,8 @@ impl SetReport {
             (&mut self.split, other.split),
             (&mut self.untrained_pieces, other.untrained_pieces),
             (&mut self.untrained, other.untrained),
+            (&mut self.lossy, other.lossy),
+            (&mut self.endless_turns, other.endless_turns),
             (&mut self.bad, other.bad),
             (&mut self.tools_not_rendered, other.tools_not_rendered),
             (&mut self.control_tokens_in_content, other.control_tokens_in_content),
@@ -81,9 +130,18 @@ impl SetReport {
             (&mut self.first_deleted, &other.first_deleted),
             (&mut self.first_truncated, &other.first_truncated),
             (&mut self.first_split, &other.first_split),
+            (&mut self.first_endless, &other.first_endless),
         ] {
             if first.is_none() {
                 first.clone_from(found);
+            }
+        }
+        for other in &other.lost {
+            let count = self.lost_count(&other.kind);
+            count.count += other.count;
+            count.rows += other.rows;
+            if count.first.is_none() {
+                count.first.clone_from(&other.first);
             }
         }
         self.notes.extend(other.notes.iter().cloned());

@@ -9,6 +9,7 @@ use crate::conversation::{Columns, Row, Shape, line_and_column};
 use crate::encode::{Encoder, Example, Outcome};
 use crate::locate::offset_of;
 use crate::source::{FilePool, Layout, RowParser, RowSpan, Source, UnpackFolder};
+use crate::template::Lost;
 use crate::{Error, ErrorKind, Result};
 
 /// How many rows are tried for the shape of a file whose first rows are wrong.
@@ -55,6 +56,10 @@ pub struct IndexedRow {
     pub tools_not_rendered: bool,
     /// Control tokens in its contents.
     pub control_tokens: usize,
+    /// What it says and its text does not.
+    pub lost: Vec<Lost>,
+    /// Trained turns that no token ends.
+    pub endless_turns: usize,
 }
 
 /// What became of a row.
@@ -66,6 +71,8 @@ pub enum Verdict {
     Split(Vec<Record>, usize),
     /// It is over `max_length`.
     Deleted,
+    /// The chat template leaves out some of what it says.
+    Lossy,
     /// It is wrong, or (`true`) nothing of it is trained.
     Bad(Error, bool),
 }
@@ -142,12 +149,21 @@ impl ShapedRows {
                 (Verdict::Split(examples.iter().map(record).collect(), untrained), examples)
             }
             Outcome::Deleted(_) => (Verdict::Deleted, Vec::new()),
+            Outcome::Lossy(lost) => {
+                let indexed = IndexedRow { lost, ..IndexedRow::new(span, Verdict::Lossy) };
+                return Ok(indexed.into());
+            }
             Outcome::Untrained(error) => {
                 return Ok(IndexedRow::bad(span, self.placed(error, span, bytes), true).into());
             }
         };
-        let control_tokens = examples.first().map_or(0, |example| example.control_tokens);
-        Ok(EncodedRow { indexed: IndexedRow { span, verdict, tools_not_rendered, control_tokens }, examples })
+        let mut indexed = IndexedRow { tools_not_rendered, ..IndexedRow::new(span, verdict) };
+        if let Some(example) = examples.first() {
+            indexed.control_tokens = example.control_tokens;
+            indexed.lost.clone_from(&example.lost);
+            indexed.endless_turns = example.endless_turns;
+        }
+        Ok(EncodedRow { indexed, examples })
     }
 
     /// `error` with its file, line and column.
@@ -257,11 +273,17 @@ impl ShapedSource {
 impl IndexedRow {
     /// A row that is wrong.
     pub fn bad(span: RowSpan, error: Error, is_untrained: bool) -> Self {
+        Self::new(span, Verdict::Bad(error, is_untrained))
+    }
+
+    fn new(span: RowSpan, verdict: Verdict) -> Self {
         Self {
             span,
-            verdict: Verdict::Bad(error, is_untrained),
+            verdict,
             tools_not_rendered: false,
             control_tokens: 0,
+            lost: Vec::new(),
+            endless_turns: 0,
         }
     }
 
@@ -271,6 +293,11 @@ impl IndexedRow {
         report.rows += 1;
         report.tools_not_rendered += u64::from(self.tools_not_rendered);
         report.control_tokens_in_content += self.control_tokens as u64;
+        report.count_lost(&self.lost, place);
+        if self.endless_turns > 0 {
+            report.endless_turns += self.endless_turns as u64;
+            report.first_endless = report.first_endless.take().or_else(place);
+        }
         match &self.verdict {
             Verdict::Trained(_, false) => {}
             Verdict::Trained(_, true) => {
@@ -286,6 +313,7 @@ impl IndexedRow {
                 report.deleted += 1;
                 report.first_deleted = report.first_deleted.take().or_else(place);
             }
+            Verdict::Lossy => report.lossy += 1,
             Verdict::Bad(error, is_untrained) => {
                 report.bad += 1;
                 report.untrained += u64::from(*is_untrained);
@@ -309,7 +337,7 @@ impl IndexedRow {
         match &self.verdict {
             Verdict::Trained(record, _) => std::slice::from_ref(record),
             Verdict::Split(records, _) => records,
-            Verdict::Deleted | Verdict::Bad(..) => &[],
+            Verdict::Deleted | Verdict::Lossy | Verdict::Bad(..) => &[],
         }
     }
 }

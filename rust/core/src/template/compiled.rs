@@ -25,7 +25,7 @@ use super::controls::Controls;
 use super::literals::string_literals;
 use super::marks::{leading_white_space, trim};
 use super::rendered::{Rendered, Segment};
-use super::spans::Followed;
+use super::spans::{Followed, rest_of_prompt};
 use super::{ChatTemplate, marks};
 
 /// Settings that have a form of their own, at most; rows with further ones go through Jinja.
@@ -97,6 +97,13 @@ impl Forms {
             return None;
         }
         let shape = form.shape(key, template, conversation)?;
+        let starts_forced = |message: &Message| {
+            let content = message.content.as_deref().unwrap_or_default();
+            content.starts_with(&*shape.forced) || trim(content).starts_with(&*shape.forced)
+        };
+        if conversation.messages.iter().any(|message| message.role == "assistant" && starts_forced(message)) {
+            return None;
+        }
         let contents: Vec<&str> = contents().collect();
         Some(shape.fill(&contents, controls))
     }
@@ -352,6 +359,10 @@ struct Shape {
     slots: Vec<Slot>,
     /// Trained spans: from, to, weight, message.
     spans: Vec<(Border, Border, f32, Option<usize>)>,
+    /// What the generation prompt writes after a header, where that is not its end: an answer that begins so may be
+    /// given by the prompt in part, and goes through Jinja.
+    forced: Vec<char>,
+    endless_turns: usize,
 }
 
 /// Where pieces and contents lie in one text.
@@ -365,14 +376,27 @@ struct Layout {
 impl Shape {
     /// What `probe` renders to, cut at its contents; `None` where these are not all there once.
     fn learn(template: &ChatTemplate, probe: &Conversation, controls: &Controls) -> Option<Self> {
-        let Followed { text, spans, places } = template.follow(probe, controls).ok()?;
-        let mut order: Vec<(usize, usize, usize)> = places
+        let Followed { text, spans, contents, lost, endless_turns } =
+            template.follow(probe, controls).ok()?;
+        if !lost.is_empty() {
+            return None;
+        }
+        let mut order: Vec<(usize, usize, usize)> = contents
             .iter()
             .enumerate()
-            .map(|(message, place)| Some((place.start?, place.end?, message)))
+            .map(|(message, (places, is_all))| match places[..] {
+                [(start, end)] if *is_all => Some((start, end, message)),
+                _ => None,
+            })
             .collect::<Option<_>>()?;
         order.sort_unstable();
-        let mut shape = Self { pieces: Vec::new(), slots: Vec::new(), spans: Vec::new() };
+        let mut shape = Self {
+            pieces: Vec::new(),
+            slots: Vec::new(),
+            spans: Vec::new(),
+            forced: Vec::new(),
+            endless_turns,
+        };
         let mut layout = Layout { pieces: Vec::new(), contents: Vec::new() };
         let mut at = 0;
         for (start, end, message) in order {
@@ -391,6 +415,11 @@ impl Shape {
         }
         shape.pieces.push(text.get(at..)?.to_owned());
         layout.pieces.push(at);
+        let prompt = template.generation_prompt(&probe.chat_template_kwargs);
+        let answers = shape.slots.iter().zip(&shape.pieces);
+        let headers = answers.filter(|(slot, _)| probe.messages[slot.message].role == "assistant");
+        shape.forced =
+            headers.filter_map(|(_, header)| rest_of_prompt(&prompt, header)?.chars().next()).collect();
         for span in spans {
             let border = |at| shape.border(&layout, at);
             shape.spans.push((border(span.start)?, border(span.end)?, span.weight, span.message));
@@ -449,7 +478,10 @@ impl Shape {
             message,
         };
         let spans = self.spans.iter().map(span).collect();
-        Rendered::new(text, spans, layout.contents, false, controls)
+        let endless_turns = self.endless_turns;
+        let mut contents = layout.contents;
+        contents.sort_unstable();
+        Rendered { text, contents, endless_turns, ..Rendered::default() }.with_spans(spans, controls)
     }
 
     /// Whether Jinja gives the same for `probe` with other contents.
@@ -467,7 +499,7 @@ impl Shape {
         let contents: Vec<&str> =
             probe.messages.iter().filter_map(|message| message.content.as_deref()).collect();
         let ours = self.fill(&contents, controls);
-        template.follow(&probe, controls).is_ok_and(|found| found.into_rendered(&probe, controls) == ours)
+        template.follow(&probe, controls).is_ok_and(|found| found.into_rendered(controls) == ours)
     }
 }
 

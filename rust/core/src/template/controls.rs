@@ -40,6 +40,18 @@ pub enum Reasoning {
     Drop,
 }
 
+/// What becomes of a row some of whose words, reasoning, calls or tools the chat template leaves out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnLostContent {
+    /// It is trained on, and counted.
+    #[default]
+    Warn,
+    /// It is an error.
+    Raise,
+    /// It is left out, and counted.
+    Skip,
+}
+
 /// All of these.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Controls {
@@ -51,6 +63,8 @@ pub struct Controls {
     pub ignore_empty_think: bool,
     /// What becomes of reasoning.
     pub reasoning: Reasoning,
+    /// What becomes of a row that loses something.
+    pub on_lost_content: OnLostContent,
 }
 
 const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
@@ -100,6 +114,19 @@ impl FromStr for Reasoning {
             "keep" => Ok(Self::Keep),
             "drop" => Ok(Self::Drop),
             _ => Err(unknown("reasoning", name, "keep or drop")),
+        }
+    }
+}
+
+impl FromStr for OnLostContent {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "warn" => Ok(Self::Warn),
+            "raise" => Ok(Self::Raise),
+            "skip" => Ok(Self::Skip),
+            _ => Err(unknown("on_lost_content", name, "warn, raise or skip")),
         }
     }
 }

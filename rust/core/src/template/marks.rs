@@ -26,20 +26,7 @@ pub(super) fn has_marks(text: &str) -> bool {
     text.contains(['\u{FDD0}', '\u{FDD1}', '\u{FDD2}', '\u{FDD3}', '\u{FDD4}'])
 }
 
-/// Puts marks round `text`, inside its leading and trailing white space, so that a template that
-/// trims sees the same white space as without marks.
-pub(super) fn mark(text: &str, index: usize) -> String {
-    let core = trim(text);
-    if core.is_empty() {
-        return text.to_owned();
-    }
-    let leading = leading_white_space(text).len();
-    let (before, after) = (&text[..leading], &text[leading + core.len()..]);
-    let (open, close) = of(index);
-    format!("{before}{open}{core}{close}{after}")
-}
-
-/// The marks of a message.
+/// The marks of a stretch of text.
 pub(super) fn of(index: usize) -> (String, String) {
     let digits: String = format!("{index:x}")
         .chars()

@@ -10,24 +10,36 @@ mod fuel;
 mod json;
 mod literals;
 mod marks;
+mod pieces;
+mod probes;
 mod python;
 mod rendered;
 mod spans;
+mod stops;
 mod tags;
 
+use std::sync::{Arc, RwLock};
+
+use aho_corasick::{AhoCorasick, MatchKind};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind as JinjaErrorKind, Value};
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
 use crate::conversation::{Conversation, Message, VERBATIM_CALL};
 use crate::{Error, ErrorKind, Result};
 
 pub use compiled::CompiledForm;
-pub use controls::{Controls, Reasoning, TrainOn, TrainOnEos};
-pub use rendered::{Rendered, Segment};
+pub use controls::{Controls, OnLostContent, Reasoning, TrainOn, TrainOnEos};
+use pieces::Marker;
+use probes::Probes;
+pub use probes::{TurnEnd, TurnEnds};
+pub use rendered::{Lost, Part, Rendered, Segment};
+use stops::TokenFinder;
 
 const PLAIN: &str = "chat template";
 const TAGGED: &str = "chat template with generation marks";
+/// Sets of arguments whose probes are kept; those of further ones are made anew for each row.
+const MAX_PROBED: usize = 64;
 
 /// The names of reasoning beside content, the standard one first.
 const REASONING_KEYS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
@@ -39,6 +51,8 @@ pub struct SpecialTokens {
     pub named: Vec<(String, String)>,
     /// Texts of all control tokens of the tokenizer.
     pub texts: Vec<String>,
+    /// Those at which generation ends (`eos_token_id` of the model's configuration), beside `eos_token`.
+    pub eos: Vec<String>,
 }
 
 /// A compiled chat template.
@@ -54,14 +68,11 @@ pub struct ChatTemplate {
     renders_tool_calls: bool,
     /// Whether it takes content as a list of parts; others get the text of the parts.
     renders_parts: bool,
-    /// What stands between the words of the user and those of the assistant, the generation prompt
-    /// included.
-    opening: String,
-    /// What a generation prompt adds to a conversation that ends with a user turn; empty where
-    /// the template adds nothing or will not render the probe.
-    generation_prompt: String,
-    /// The control token that closes an assistant turn.
-    turn_end: Option<String>,
+    /// Tags that the template may look for in a content.
+    tags: AhoCorasick,
+    tokens: TokenFinder,
+    /// How turns open and close, by the arguments of rows; the first without any.
+    probed: RwLock<Vec<(Map<String, Json>, Arc<Probes>)>>,
     /// Shapes of conversations that need no Jinja any more.
     compiled: compiled::Forms,
 }
@@ -82,18 +93,18 @@ impl ChatTemplate {
         }
         let mut template = Self {
             environment,
+            tokens: TokenFinder::new(&special_tokens),
             special_tokens,
             source: source.to_owned(),
             tagged,
             renders_tools: source.contains("tools"),
             renders_tool_calls: source.contains("tool_calls"),
             renders_parts: true,
-            opening: String::new(),
-            generation_prompt: String::new(),
-            turn_end: None,
+            tags: tags_of(source)?,
+            probed: RwLock::default(),
             compiled: compiled::Forms::default(),
         };
-        template.probe();
+        template.renders_parts = template.probe_parts();
         Ok(template)
     }
 
@@ -102,14 +113,31 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// The control token that closes an assistant turn, where the template writes one.
-    pub fn turn_end(&self) -> Option<&str> {
-        self.turn_end.as_deref()
+    /// What closes an assistant turn, where the template writes something; with `kwargs` as its arguments.
+    pub fn turn_ends(&self, kwargs: &Map<String, Json>) -> TurnEnds {
+        self.probes(kwargs).ends.clone()
     }
 
-    /// What a generation prompt adds to a conversation that ends with a question.
-    pub fn generation_prompt(&self) -> &str {
-        &self.generation_prompt
+    /// What a generation prompt adds to a conversation that ends with a question; with `kwargs` as its arguments.
+    pub fn generation_prompt(&self, kwargs: &Map<String, Json>) -> String {
+        self.probes(kwargs).generation_prompt.clone()
+    }
+
+    /// How turns open and close with `kwargs` as the template's arguments.
+    fn probes(&self, kwargs: &Map<String, Json>) -> Arc<Probes> {
+        let find = |known: &[(Map<String, Json>, Arc<Probes>)]| {
+            known.iter().find(|(arguments, _)| arguments == kwargs).map(|(_, probes)| probes.clone())
+        };
+        if let Some(probes) = self.probed.read().ok().and_then(|known| find(&known)) {
+            return probes;
+        }
+        let probes = Arc::new(self.probe(kwargs));
+        if let Ok(mut known) = self.probed.write()
+            && known.len() < MAX_PROBED
+        {
+            known.push((kwargs.clone(), probes.clone()));
+        }
+        probes
     }
 
     /// Whether `{% generation %}` tags in the source say what is trained.
@@ -132,9 +160,7 @@ impl ChatTemplate {
     pub fn render_segments(&self, conversation: &Conversation, controls: &Controls) -> Result<Rendered> {
         match self.compiled.render(self, conversation, controls) {
             Some(rendered) => Ok(rendered),
-            None => {
-                self.follow(conversation, controls).map(|found| found.into_rendered(conversation, controls))
-            }
+            None => self.follow(conversation, controls).map(|found| found.into_rendered(controls)),
         }
     }
 
@@ -207,9 +233,9 @@ impl ChatTemplate {
         Self::render_by(&environment, PLAIN, self.context(values, conversation, false)).is_ok()
     }
 
-    /// A message as the template sees it; `mark` puts marks round its content. Reasoning is given under
-    /// all of its names, as Transformers does.
-    fn message_value(&self, message: &Message, mark: Option<usize>) -> Value {
+    /// A message as the template sees it, with marks round what it says. Reasoning is given under all of its
+    /// names, as Transformers does.
+    fn message_value(&self, message: &Message, mut marker: Option<&mut Marker>) -> Value {
         let lowered;
         let is_lowered = !self.renders_tool_calls && !message.tool_calls().is_empty();
         let content = if is_lowered {
@@ -219,56 +245,42 @@ impl ChatTemplate {
             message.content.as_deref()
         };
         // keys of a message that are null are left out, as Transformers does
-        let content = content.map(|text| match (&message.parts, mark) {
-            (Some(parts), mark) if self.renders_parts && !is_lowered => {
-                parts_value(parts, mark.map(marks::of).as_ref())
-            }
+        let content = content.map(|text| match (&message.parts, marker.as_mut()) {
+            (Some(parts), marker) if self.renders_parts && !is_lowered => match marker {
+                Some(marker) => marker.mark_parts(parts),
+                None => Value::from(parts.iter().map(to_jinja).collect::<Vec<_>>()),
+            },
             (_, None) => Value::from(text),
-            (_, Some(index)) => Value::from(marks::mark(text, index)),
+            (_, Some(marker)) => Value::from(marker.mark(text, Part::Content)),
         });
-        let reasoning = REASONING_KEYS
+        let thought = REASONING_KEYS
             .into_iter()
             .find_map(|key| message.extra.get(key).filter(|value| !value.is_null()));
+        let reasoning = thought.map(|value| match (value, marker.as_mut()) {
+            (Json::String(text), Some(marker)) => Value::from(marker.mark(text, Part::Reasoning)),
+            (value, _) => to_jinja(value),
+        });
         let mut pairs = vec![("role", Value::from(message.role))];
         pairs.extend(content.map(|content| ("content", content)));
-        if let Some(reasoning) = reasoning {
-            pairs.push(("thinking", to_jinja(reasoning)));
+        if let Some(reasoning) = &reasoning {
+            pairs.push(("thinking", reasoning.clone()));
         }
-        pairs.extend(
-            message
-                .extra
-                .iter()
-                .filter(|(key, value)| key.as_str() != VERBATIM_CALL && !value.is_null())
-                .map(|(key, value)| (key.as_str(), to_jinja(value))),
-        );
+        let extra =
+            message.extra.iter().filter(|(key, value)| key.as_str() != VERBATIM_CALL && !value.is_null());
+        pairs.extend(extra.map(|(key, value)| {
+            let value = match (key.as_str(), marker.as_mut(), &reasoning) {
+                ("tool_calls", Some(marker), _) if !is_lowered => marker.mark_calls(value),
+                (key, _, Some(reasoning)) if REASONING_KEYS.contains(&key) && Some(value) == thought => {
+                    reasoning.clone()
+                }
+                _ => to_jinja(value),
+            };
+            (key.as_str(), value)
+        }));
         if let Some(reasoning) = reasoning {
-            pairs.push(("reasoning_content", to_jinja(reasoning)));
+            pairs.push(("reasoning_content", reasoning));
         }
         Value::from_pairs(pairs)
-    }
-
-    /// The token that closes an assistant turn: what stands right after the answer, at the end of a chat
-    /// and inside, and is written like a control token; else the first control token after it.
-    fn probe_turn_end(
-        &self,
-        render: &impl Fn(&[(&'static str, &str)], bool) -> Option<String>,
-    ) -> Option<String> {
-        let answer = "probe answer";
-        let turns = [("user", "probe question"), ("assistant", answer), ("user", "probe again")];
-        let tail = |turns| {
-            let text = render(turns, false)?;
-            Some(text[text.rfind(answer)? + answer.len()..].to_owned())
-        };
-        let (last, inner) = (tail(&turns[..2])?, tail(&turns));
-        let tag = leading_tag(last.trim_start());
-        if tag.is_some() && inner.as_deref().is_none_or(|inner| leading_tag(inner.trim_start()) == tag) {
-            return tag.map(str::to_owned);
-        }
-        let tokens = self.special_tokens.texts.iter();
-        let first = tokens
-            .filter_map(|token| Some((last.find(token.as_str())?, std::cmp::Reverse(token.len()), token)))
-            .min();
-        first.map(|(_, _, token)| token.clone())
     }
 
     /// Whether content as a list of parts shows as its text.
@@ -284,58 +296,20 @@ impl ChatTemplate {
                 && !text.contains("\"text\"")
         })
     }
-
-    fn probe(&mut self) {
-        self.renders_parts = self.probe_parts();
-        let render = |turns: &[(&'static str, &str)], add_generation_prompt| {
-            let messages = turns.iter().map(|&(role, content)| Message::new(role, content)).collect();
-            self.render(&Conversation { messages, ..Conversation::default() }, add_generation_prompt).ok()
-        };
-        let question = "probe question";
-        let user = [("user", question)];
-        let opening = render(&user, true)
-            .and_then(|text| Some(text[text.rfind(question)? + question.len()..].to_owned()));
-        let generation_prompt = match (render(&user, true), render(&user, false)) {
-            (Some(with), Some(without)) => with.strip_prefix(without.as_str()).map(str::to_owned),
-            _ => None,
-        };
-        let turn_end = self.probe_turn_end(&render);
-        self.opening = opening.unwrap_or_default();
-        self.generation_prompt = generation_prompt.unwrap_or_default();
-        self.turn_end = turn_end;
-    }
 }
 
-/// Text parts as the template sees them, the first and the last with the given marks.
-fn parts_value(parts: &[Json], marks: Option<&(String, String)>) -> Value {
-    let last = parts.len().saturating_sub(1);
-    let part = |(at, part): (usize, &Json)| {
-        let Some((open, close)) = marks.filter(|_| at == 0 || at == last) else {
-            return to_jinja(part);
-        };
-        let Json::Object(object) = part else { return to_jinja(part) };
-        Value::from_pairs(object.iter().map(|(key, value)| match value {
-            Json::String(text) if key == "text" || key == "value" => {
-                let core = marks::trim(text);
-                let (before, after) =
-                    text.split_once(core).filter(|_| !core.is_empty()).unwrap_or((text, ""));
-                let open = if at == 0 { open.as_str() } else { "" };
-                let close = if at == last { close.as_str() } else { "" };
-                (key.as_str(), Value::from(format!("{before}{open}{core}{close}{after}")))
-            }
-            other => (key.as_str(), to_jinja(other)),
-        }))
+/// What cuts a content into stretches: tags that the template names, and those of thoughts.
+fn tags_of(source: &str) -> Result<AhoCorasick> {
+    let is_tag = |literal: &&str| {
+        literal.len() > 2
+            && (literal.starts_with('<') && literal.ends_with('>')
+                || literal.starts_with('[') && literal.ends_with(']'))
+            && !literal[1..].contains(['<', '['])
     };
-    Value::from(parts.iter().enumerate().map(part).collect::<Vec<_>>())
-}
-
-/// A name in angle brackets that stands at the start of `text`, as all templates write control tokens
-/// (`<|eot_id|>`, `</s>`, `<end_of_turn>`).
-fn leading_tag(text: &str) -> Option<&str> {
-    let end = text.find('>')? + 1;
-    let tag = &text[..end];
-    let is_tag = tag.starts_with('<') && (3..=48).contains(&end) && !tag[1..].contains(['<', ' ', '\n']);
-    is_tag.then_some(tag)
+    let literals = literals::string_literals(source);
+    let tags = literals.iter().map(|literal| literal.trim()).filter(is_tag).chain(pieces::THOUGHT_TAGS);
+    let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(tags);
+    finder.map_err(|_| Error::new(ErrorKind::Template, "the chat template has too many string literals"))
 }
 
 /// Tool calls as text, for templates that have no place for them: as the row wrote them, else one

@@ -1,6 +1,56 @@
 //! A rendered conversation and the segments of its text.
 
+use std::fmt;
+
 use super::controls::Controls;
+
+/// A part of what a message says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// Its words.
+    Content,
+    /// Its reasoning, beside the content or in it.
+    Reasoning,
+    /// One of its calls, by number.
+    Call(usize),
+    /// A tool of the conversation, by number.
+    Tool(usize),
+}
+
+/// Something that a row says and its text does not: the chat template leaves it out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lost {
+    /// The message; 0 for a tool.
+    pub message: usize,
+    /// Its role; empty for a tool.
+    pub role: &'static str,
+    /// What of it.
+    pub part: Part,
+}
+
+impl Lost {
+    /// What kind of thing it is, as a report counts it.
+    pub fn kind(&self) -> String {
+        match self.part {
+            Part::Content => format!("words of {}", self.role),
+            Part::Reasoning => format!("reasoning of {}", self.role),
+            Part::Call(_) => format!("tool calls of {}", self.role),
+            Part::Tool(_) => "the list of tools".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let message = self.message;
+        match self.part {
+            Part::Content => write!(f, "the content of messages[{message}] ({})", self.role),
+            Part::Reasoning => write!(f, "the reasoning of messages[{message}] ({})", self.role),
+            Part::Call(call) => write!(f, "messages[{message}].tool_calls[{call}]"),
+            Part::Tool(tool) => write!(f, "tools[{tool}]"),
+        }
+    }
+}
 
 /// A stretch of the rendered text; segments tile it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,21 +83,32 @@ pub struct Rendered {
     pub contents: Vec<(usize, usize)>,
     /// Whether a content that is in the text could not be followed to its end.
     pub has_lost_content: bool,
+    /// What the row says and the text does not.
+    pub lost: Vec<Lost>,
+    /// Trained turns after whose words nothing stands that the tokenizer knows as a token.
+    pub endless_turns: usize,
 }
 
 impl Rendered {
-    /// A text whose trained spans are found; they are in order and do not overlap.
-    pub(super) fn new(
-        text: String,
-        mut spans: Vec<Segment>,
-        contents: Vec<(usize, usize)>,
-        has_lost_content: bool,
-        controls: &Controls,
-    ) -> Self {
+    /// Tiles the text with the trained `spans`, which are in order and do not overlap.
+    pub(super) fn with_spans(mut self, mut spans: Vec<Segment>, controls: &Controls) -> Self {
         if controls.ignore_empty_think {
-            spans = without_empty_think(&text, spans);
+            spans = without_empty_think(&self.text, spans);
         }
-        Self { segments: tile(&spans, text.len()), text, contents, has_lost_content }
+        self.segments = tile(&spans, self.text.len());
+        self
+    }
+
+    /// Adds `eos`, trained, where the text ends with an answer that nothing closes.
+    pub(crate) fn append_eos(&mut self, eos: &str) {
+        let Some(last) = self.segments.last().copied().filter(Segment::is_trained) else { return };
+        if self.text.ends_with(eos) {
+            return;
+        }
+        self.text.push_str(eos);
+        self.segments.pop();
+        self.segments.push(Segment { end: self.text.len(), ..last });
+        self.endless_turns = self.endless_turns.saturating_sub(1);
     }
 
     /// A document: one trained segment.

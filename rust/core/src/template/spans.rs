@@ -1,53 +1,59 @@
 //! Which bytes of a rendered conversation are trained.
 //!
-//! The trained span of an assistant turn runs from the end of what the generation prompt renders to
-//! the token that closes the turn, included. Where the template has `{% generation %}`, the tag decides.
-//! Elsewhere the content of each message is put between [marks](super::marks), the template renders
-//! once more, and the marks show where the content went, also when the template stripped or trimmed
-//! it. Where a template drops a mark, or writes no generation prompt, the render of the messages
-//! before a turn says where it begins; what was learned so about one turn holds for all turns that
-//! are joined to the one before by the same text, so that the work stays linear in the chat. Every answer
-//! is checked: the marked render without its marks is the plain render, and a turn that cannot be
-//! placed is an error.
+//! The trained span of an assistant turn runs from the end of what the generation prompt renders, with the arguments of
+//! the row, to the [token that closes the turn](super::stops), included. Where the template has `{% generation %}`, the
+//! tag decides. Elsewhere [pieces](super::pieces) say where in the text each message speaks. A message speaks in one
+//! stretch of text or in several (its calls, the answer of the tool, then its words), in any order; what stands between
+//! its pieces, unless another message speaks there, is its own. Where a turn begins is what the template writes between
+//! the piece before and a generation prompt: known from [probes](super::probes) after a question and after the answer of
+//! a tool, else found by rendering the messages before. What cannot be placed is an error, and what is not in the
+//! text is named.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::conversation::{Conversation, Message};
 use crate::{Error, ErrorKind, Result};
 
 use super::controls::{Controls, TrainOn, TrainOnEos};
 use super::marks::{self, Mark, leading_white_space, take_marks};
-use super::rendered::{Rendered, Segment};
-use super::{ChatTemplate, PLAIN, TAGGED};
+use super::pieces::Pieces;
+use super::probes::Probes;
+use super::rendered::{Lost, Part, Rendered, Segment};
+use super::stops::{Closing, shared_prefix};
+use super::{ChatTemplate, TAGGED};
 
-/// The marks of one message in the plain render.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct Place {
-    pub(super) start: Option<usize>,
-    pub(super) end: Option<usize>,
-}
-
-/// What a message of the conversation says.
+/// What a message says in one stretch of the text.
 #[derive(Debug, Clone, Copy)]
 struct Turn {
     start: usize,
     end: usize,
+    /// Where what closes it begins; `end` where nothing does.
+    stop: usize,
     message: usize,
+    /// Whether the tokenizer knows what closes it.
+    is_ended: bool,
+}
+
+/// Pieces of one message with none of another between them.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    message: usize,
+    first: usize,
+    last: usize,
 }
 
 /// One conversation on its way through a template.
 struct Tracker<'a> {
     template: &'a ChatTemplate,
     conversation: &'a Conversation,
-    text: String,
-    places: Vec<Place>,
-    /// What joins a turn to the content before it → how much of it the prompt gives.
-    prompted: HashMap<Joint, usize>,
+    probes: Arc<Probes>,
+    text: &'a str,
+    pieces: &'a Pieces,
+    runs: Vec<Run>,
+    /// What joins a turn to the piece before it → how much of it the prompt gives.
+    given: HashMap<String, Option<usize>>,
 }
-
-/// The text between two contents, and how much white space the first ends with and the second begins with: what the
-/// template keeps of that is not its own.
-type Joint = (String, usize, usize);
 
 /// A conversation that went through the template, with what is trained of it.
 #[derive(Debug, PartialEq)]
@@ -55,25 +61,28 @@ pub(super) struct Followed {
     pub(super) text: String,
     /// What is trained, in order.
     pub(super) spans: Vec<Segment>,
-    /// Where the content of each message went.
-    pub(super) places: Vec<Place>,
+    /// Where the content of each message went, whole or in pieces, and whether it is all there.
+    pub(super) contents: Vec<(Vec<(usize, usize)>, bool)>,
+    pub(super) lost: Vec<Lost>,
+    pub(super) endless_turns: usize,
 }
 
 impl Followed {
     /// Without what only the way here needed.
-    pub(super) fn into_rendered(self, conversation: &Conversation, controls: &Controls) -> Rendered {
-        let mut contents = Vec::with_capacity(self.places.len());
-        let mut lost = false;
-        for (place, message) in self.places.iter().zip(&conversation.messages) {
-            match (place.start, place.end) {
-                (Some(start), Some(end)) if start <= end => contents.push((start, end)),
-                _ => {
-                    lost |= message.content.as_deref().is_some_and(|text| !marks::trim(text).is_empty());
-                }
-            }
-        }
+    pub(super) fn into_rendered(self, controls: &Controls) -> Rendered {
+        let mut contents: Vec<(usize, usize)> =
+            self.contents.iter().flat_map(|(places, _)| places).copied().collect();
         contents.sort_unstable();
-        Rendered::new(self.text, self.spans, contents, lost, controls)
+        let has_lost_content = self.contents.iter().any(|(_, is_all)| !is_all);
+        let rendered = Rendered {
+            text: self.text,
+            contents,
+            has_lost_content,
+            lost: self.lost,
+            endless_turns: self.endless_turns,
+            ..Rendered::default()
+        };
+        rendered.with_spans(self.spans, controls)
     }
 }
 
@@ -81,56 +90,47 @@ impl ChatTemplate {
     /// Renders `conversation` by Jinja and finds which bytes are trained.
     pub(super) fn follow(&self, conversation: &Conversation, controls: &Controls) -> Result<Followed> {
         let text = self.render(conversation, false)?;
-        let places = self.places(conversation, &text);
-        let mut tracker = Tracker { template: self, conversation, text, places, prompted: HashMap::new() };
-        let spans = tracker.segments(controls)?;
-        Ok(Followed { text: tracker.text, spans, places: tracker.places })
-    }
-
-    /// Where the contents went, by message; nothing where marks would change what is rendered.
-    fn places(&self, conversation: &Conversation, text: &str) -> Vec<Place> {
-        let messages = &conversation.messages;
-        let nowhere = vec![Place::default(); messages.len()];
-        if marks::has_marks(text) {
-            return nowhere;
-        }
-        // a template that looks into the content may render marked content differently; where one
-        // does so with the words of the user, those of the assistant may still be followed
-        let all: fn(&Message) -> bool = |_| true;
-        let marked = [all, |message| message.role == "assistant"].into_iter().find_map(|is_marked| {
-            let values = messages
-                .iter()
-                .enumerate()
-                .map(|(index, message)| self.message_value(message, is_marked(message).then_some(index)));
-            let marked = self.render_values(PLAIN, values.collect(), conversation, false).ok()?;
-            let (unmarked, marks) = take_marks(&marked);
-            (unmarked == text).then_some(marks)
-        });
-        let mut places = nowhere;
-        for (at, mark) in marked.unwrap_or_default() {
-            match mark {
-                Mark::ContentStart(index) if index < places.len() => {
-                    places[index].start = places[index].start.or(Some(at));
-                }
-                Mark::ContentEnd(index) if index < places.len() => places[index].end = Some(at),
-                _ => {}
-            }
-        }
-        places
+        let pieces = self.pieces(&conversation.messages, conversation, false, &text);
+        let mut tracker = Tracker {
+            template: self,
+            conversation,
+            probes: self.probes(&conversation.chat_template_kwargs),
+            text: &text,
+            runs: runs_of(&pieces),
+            pieces: &pieces,
+            given: HashMap::new(),
+        };
+        let (spans, endless_turns) = tracker.segments(controls)?;
+        let contents = tracker.contents();
+        let lost = tracker.lost();
+        Ok(Followed { spans, contents, lost, endless_turns, text })
     }
 }
 
+fn runs_of(pieces: &Pieces) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (number, piece) in pieces.pieces.iter().enumerate() {
+        let message = pieces.message_of(piece);
+        match runs.last_mut() {
+            Some(run) if run.message == message => run.last = number,
+            _ => runs.push(Run { message, first: number, last: number }),
+        }
+    }
+    runs
+}
+
 impl Tracker<'_> {
-    fn segments(&mut self, controls: &Controls) -> Result<Vec<Segment>> {
+    /// The trained spans in order, and how many of them nothing ends that stops a model.
+    fn segments(&mut self, controls: &Controls) -> Result<(Vec<Segment>, usize)> {
         let messages = &self.conversation.messages;
         let is_weighted = messages.iter().any(|message| message.weight.to_bits() != 1f32.to_bits());
         if controls.train_on == TrainOn::All {
             let whole = Segment { start: 0, end: self.text.len(), weight: 1.0, message: None };
             if !is_weighted {
-                return Ok(vec![whole]);
+                return Ok((vec![whole], 0));
             }
             let turns = self.turns(|_| true)?;
-            return Ok(self.cover(&turns));
+            return Ok((self.cover(&turns), 0));
         }
         let is_trained = |message: &Message| match &controls.train_on {
             TrainOn::Roles(roles) => roles.contains(&message.role),
@@ -141,27 +141,25 @@ impl Tracker<'_> {
             _ => 0,
         };
         let needs_messages = is_weighted || controls.train_on != TrainOn::Assistant;
-        let turns = if self.template.tagged && !matches!(controls.train_on, TrainOn::Roles(_)) {
+        let mut turns = if self.template.tagged && !matches!(controls.train_on, TrainOn::Roles(_)) {
             self.tagged_turns(needs_messages)?
         } else {
             self.turns(is_trained)?
         };
-        let last = turns.len().saturating_sub(1);
-        let mut segments = Vec::with_capacity(turns.len());
-        for (number, turn) in turns.into_iter().enumerate() {
-            if needs_messages && turn.message < last_question {
-                continue;
-            }
-            let keeps_eos = match controls.train_on_eos {
+        turns.retain(|turn| !needs_messages || turn.message >= last_question);
+        let weight = |turn: &Turn| if needs_messages { messages[turn.message].weight } else { 1.0 };
+        let last = turns.iter().rposition(|turn| weight(turn) > 0.0);
+        let endless = turns.iter().filter(|turn| weight(turn) > 0.0 && !turn.is_ended).count();
+        let segments = turns.iter().enumerate().map(|(number, turn)| {
+            let keeps_end = match controls.train_on_eos {
                 TrainOnEos::Turn => true,
-                TrainOnEos::Last => number == last,
+                TrainOnEos::Last => Some(number) == last,
                 TrainOnEos::None => false,
             };
-            let end = if keeps_eos { turn.end } else { self.before_turn_end(turn) };
-            let weight = if needs_messages { messages[turn.message].weight } else { 1.0 };
-            segments.push(Segment { start: turn.start, end, weight, message: Some(turn.message) });
-        }
-        Ok(segments)
+            let end = if keeps_end { turn.end } else { turn.stop };
+            Segment { start: turn.start, end, weight: weight(turn), message: Some(turn.message) }
+        });
+        Ok((segments.collect(), endless))
     }
 
     /// The whole text at weight 1, but for the turns of messages that have their own.
@@ -192,7 +190,10 @@ impl Tracker<'_> {
             match (mark, start) {
                 (Mark::GenerationStart, None) => start = Some(at),
                 (Mark::GenerationEnd, Some(from)) => {
-                    turns.push(Turn { start: from, end: at, message: 0 });
+                    let said = &text[from..at];
+                    let token = self.template.tokens.last_token(marks::trim(said));
+                    let stop = token.map_or(at, |token| from + said.rfind(token).unwrap_or(said.len()));
+                    turns.push(Turn { start: from, end: at, stop, message: 0, is_ended: token.is_some() });
                     start = None;
                 }
                 _ => return Err(unplaced("its {% generation %} tags are nested or out of order")),
@@ -218,246 +219,412 @@ impl Tracker<'_> {
         self.conversation.messages.iter().enumerate().filter_map(wanted)
     }
 
-    /// The turns of the wanted messages, in order.
+    /// The turns of the wanted messages, in order of the text.
     fn turns(&mut self, is_wanted: impl Fn(&Message) -> bool) -> Result<Vec<Turn>> {
-        let wanted: Vec<usize> = self.indices(is_wanted).collect();
-        let mut turns: Vec<Turn> = Vec::with_capacity(wanted.len());
-        // from the last turn to the first: a turn is bounded by what comes after it
-        let mut bound = self.text.len();
-        let mut later = self.conversation.messages.len();
-        for index in wanted.into_iter().rev() {
-            let following = self.places[index + 1..later].iter().filter_map(|place| place.start).min();
-            bound = following.map_or(bound, |start| start.min(bound));
-            let place = self.places[index];
-            if place.end.is_some_and(|end| end > bound) {
-                return Err(unplaced(&format!("it moves the content of messages[{index}]")));
+        let messages = &self.conversation.messages;
+        let mut turns: Vec<Turn> = Vec::with_capacity(self.runs.len());
+        let mut keep = |turn: Result<Option<Turn>>, message: usize| {
+            match turn {
+                Ok(turn) => turns.extend(turn),
+                // what is not trained need not be placed
+                Err(_) if messages[message].weight <= 0.0 => {}
+                Err(error) => return Err(error),
             }
-            let start = if self.conversation.messages[index].role == "assistant" {
-                self.turn_start(index, bound)?
-            } else {
-                place.start.ok_or_else(|| lost(index, "begins"))?
-            };
-            let end = self.turn_end(index, start, bound)?;
-            if start > end {
-                return Err(unplaced(&format!("the turn of messages[{index}] ends before it begins")));
+            Ok(())
+        };
+        for number in 0..self.runs.len() {
+            let message = self.runs[number].message;
+            if is_wanted(&messages[message]) {
+                keep(self.turn(number).map(Some), message)?;
             }
-            self.check_said(index, start, end)?;
-            turns.push(Turn { start, end, message: index });
-            bound = start;
-            later = index;
         }
-        turns.reverse();
+        for message in 0..messages.len() {
+            if is_wanted(&messages[message]) && self.runs.iter().all(|run| run.message != message) {
+                keep(self.turn_without_pieces(message), message)?;
+            }
+        }
+        turns.sort_by_key(|turn| (turn.start, turn.end));
+        for number in 1..turns.len() {
+            let before = turns[number - 1].end;
+            let turn = &mut turns[number];
+            if turn.stop < before {
+                return Err(unplaced(&format!("the turn of messages[{}] lies within another", turn.message)));
+            }
+            turn.start = turn.start.max(before);
+        }
         Ok(turns)
     }
 
-    /// A template may leave out what it does not know how to show; trained text must not get lost so.
-    fn check_said(&self, index: usize, start: usize, end: usize) -> Result<()> {
-        let message = &self.conversation.messages[index];
-        let place = self.places[index];
-        let content = marks::trim(message.content.as_deref().unwrap_or_default());
-        let is_followed = place.start.or(place.end).is_some();
-        if is_followed || content.is_empty() || !message.tool_calls().is_empty() || message.weight <= 0.0 {
-            return Ok(());
+    fn turn(&mut self, number: usize) -> Result<Turn> {
+        let Run { message, first, last } = self.runs[number];
+        let (first, last) = (self.pieces.pieces[first], self.pieces.pieces[last]);
+        let is_assistant = self.conversation.messages[message].role == "assistant";
+        let is_first = self.runs[..number].iter().all(|run| run.message != message);
+        let start = match (is_assistant, is_first) {
+            (true, true) => self.turn_start(number),
+            (true, false) => self.later_start(number),
+            (false, _) => first.start,
+        };
+        if start > last.end {
+            return Err(unplaced(&format!("the turn of messages[{message}] ends before it begins")));
         }
-        let answer = content.rsplit("</think>").next().unwrap_or(content).trim();
-        if self.text[start..end].contains(answer) {
-            return Ok(());
+        let after = self.runs.get(number + 1);
+        let bound = after.map_or(self.text.len(), |run| self.pieces.pieces[run.first].start);
+        let tail = &self.text[last.end..bound];
+        let next_role = after.map(|run| self.conversation.messages[run.message].role);
+        let (end, closing) = if !is_assistant {
+            (0, self.known_end(tail))
+        } else if self.ends_with_call(message, self.pieces.part_of(&last)) {
+            self.call_end(number, tail, next_role)?
+        } else if last.is_whole {
+            (0, self.answer_end(tail, next_role))
+        } else {
+            return self.turn_by_rendering(message, Some(start));
+        };
+        let end = last.end + closing.map_or(end, |closing| closing.end);
+        let stop = closing.map_or(end, |closing| last.end + closing.start);
+        let is_ended = closing.is_some() && self.template.tokens.last_token(&self.text[stop..end]).is_some();
+        Ok(Turn { start, end, stop, message, is_ended })
+    }
+
+    /// Whether what comes last of a turn is a call, whether or not it could be followed.
+    fn ends_with_call(&self, message: usize, last: Part) -> bool {
+        let unseen = self.pieces.stretches.iter().zip(&self.pieces.is_followed);
+        let is_call = |part: Part| matches!(part, Part::Call(_));
+        is_call(last)
+            || unseen
+                .filter(|(stretch, _)| stretch.message == message && is_call(stretch.part))
+                .any(|(_, is_followed)| !is_followed)
+    }
+
+    /// What closes an answer, where it is what probes found.
+    fn known_end(&self, tail: &str) -> Option<Closing> {
+        let skipped = leading_white_space(tail).len();
+        let ends = [&self.probes.ends.inner, &self.probes.ends.last];
+        let known = ends.into_iter().flatten().find(|end| tail[skipped..].starts_with(end.text.as_str()))?;
+        Some(Closing { start: skipped, end: skipped + known.text.len() })
+    }
+
+    fn answer_end(&self, tail: &str, next_role: Option<&str>) -> Option<Closing> {
+        let last = if next_role.is_some() { "" } else { tail };
+        // the marker of the next role may be what stops an answer; that of the same role is not
+        let may_be_marker = next_role.is_some_and(|role| role != "assistant");
+        self.known_end(tail).or_else(|| self.template.tokens.after_answer(tail, last, may_be_marker))
+    }
+
+    /// Where a turn ends whose last is a call, and what closes it.
+    fn call_end(
+        &self,
+        number: usize,
+        tail: &str,
+        next_role: Option<&str>,
+    ) -> Result<(usize, Option<Closing>)> {
+        let tokens = &self.template.tokens;
+        let core = |shared: usize| tail[..shared].trim_end_matches(marks::is_white_space).len();
+        if next_role.is_none() {
+            return Ok((core(tail.len()), tokens.after_call(tail, tail, false)));
+        }
+        let ends = &self.probes.ends;
+        let known: Vec<&str> = ends.call.iter().map(|end| end.token.as_str()).collect();
+        if let Some(closing) = tokens.first_eos(tail, &known) {
+            return Ok((0, Some(closing)));
+        }
+        let run = self.runs[number];
+        let last = self.pieces.pieces[run.last];
+        if let Some(at_end) = self.tail_of(run.message + 1, last.stretch, false) {
+            let may_be_marker = next_role.is_some_and(|role| role != "assistant");
+            let shared = core(shared_prefix(tail, &at_end));
+            if !self.calls_follow(run.message, &tail[shared..]) {
+                return Ok((shared, tokens.after_call(tail, &at_end, may_be_marker)));
+            }
+        }
+        match tokens.first_eos(tail, &ends.tokens()) {
+            Some(closing) => Ok((0, Some(closing))),
+            None => Err(lost(run.message, "ends")),
+        }
+    }
+
+    /// Whether calls that could not be followed stand in what should come after them.
+    fn calls_follow(&self, message: usize, text: &str) -> bool {
+        let stretches = self.pieces.stretches.iter().zip(&self.pieces.is_followed);
+        stretches
+            .filter(|(stretch, is_followed)| stretch.message == message && !**is_followed)
+            .any(|(stretch, _)| matches!(stretch.part, Part::Call(_)) && text.contains(stretch.text.as_str()))
+    }
+
+    /// What the template writes after `stretch` where only the first `count` messages are there; `None` where it writes
+    /// something else last.
+    fn tail_of(&self, count: usize, stretch: usize, add_generation_prompt: bool) -> Option<String> {
+        let messages = &self.conversation.messages[..count];
+        let text = self.template.render_messages(messages, self.conversation, add_generation_prompt).ok()?;
+        let pieces = self.template.pieces(messages, self.conversation, add_generation_prompt, &text);
+        let last = pieces.pieces.last().filter(|piece| piece.stretch == stretch)?;
+        Some(text[last.end..].to_owned())
+    }
+
+    /// Where the turn of an assistant message begins: the end of what the generation prompt gives.
+    fn turn_start(&mut self, number: usize) -> usize {
+        let run = self.runs[number];
+        let previous = number.checked_sub(1).map(|number| self.runs[number]);
+        let before = previous.map_or(0, |run| self.pieces.pieces[run.last].end);
+        let first = self.pieces.pieces[run.first].start;
+        let limit = self.pieces.pieces[run.last].end;
+        let trailing = previous.map_or("", |run| self.trailing_white_space(run));
+        if let Some(run) = previous {
+            let role = self.conversation.messages[run.message].role;
+            let openings = self.probes.openings.iter().filter(|(before, _)| *before == role);
+            let found = openings.flat_map(|(_, opening)| [(trailing, opening), ("", opening)]).find_map(
+                |(kept, opening)| {
+                    self.text[before..limit].strip_prefix(kept)?.strip_prefix(opening.as_str())?;
+                    Some(before + kept.len() + opening.len())
+                },
+            );
+            if let Some(at) = found {
+                return at;
+            }
+        }
+        let header = &self.text[before..first];
+        let key = format!("{} {header}", trailing.len());
+        let given = match self.given.get(&key) {
+            Some(given) => *given,
+            None => {
+                let given = self.given_by_prompt(run, previous, &self.text[before..limit], header);
+                self.given.insert(key, given);
+                given
+            }
+        };
+        if let Some(given) = given {
+            return before + given;
+        }
+        // the messages before cannot be rendered alone, or differ then: as much of the prompt as is in the header
+        // white space before the prompt may be missing at the start of a text
+        let prompt = self.probes.generation_prompt.trim_start();
+        let by_prompt = prompt_borders(prompt).find_map(|length| {
+            let at = before + header.find(&prompt[..length])? + length;
+            let repeated = shared_prefix(&self.text[at..limit], &prompt[length..]);
+            Some(at + prompt[length..length + repeated].rfind(['>', '\n']).map_or(0, |last| last + 1))
+        });
+        // nothing is given by a prompt that is not there
+        by_prompt.unwrap_or_else(|| self.later_start(number))
+    }
+
+    /// White space that the last words of `run` end with, which the template may keep.
+    fn trailing_white_space(&self, run: Run) -> &str {
+        let content = self.conversation.messages[run.message].content.as_deref().unwrap_or_default();
+        &content[content.trim_end_matches(marks::is_white_space).len()..]
+    }
+
+    /// How much of `said`, what comes after the piece before, a generation prompt writes there.
+    fn given_by_prompt(&self, run: Run, previous: Option<Run>, said: &str, header: &str) -> Option<usize> {
+        let messages = &self.conversation.messages[..run.message];
+        let opening = match previous {
+            Some(previous) => self.tail_of(run.message, self.pieces.pieces[previous.last].stretch, true)?,
+            None if messages.is_empty() => return None,
+            None => self.template.render_messages(messages, self.conversation, true).ok()?,
+        };
+        if said.starts_with(opening.as_str()) {
+            return Some(opening.len());
+        }
+        // the prompt opens more than this turn has (a forced `<think>`), or other: what both share is given
+        let prompt = self.probes.generation_prompt.trim_start();
+        let prompt_start = opening.len() - if opening.ends_with(prompt) { prompt.len() } else { 0 };
+        let shared = shared_prefix(header, &opening);
+        let cut = (prompt_start..=shared)
+            .rev()
+            .find(|&cut| opening.is_char_boundary(cut) && ends_at_border(&opening[..cut]))?;
+        let given = &opening[prompt_start..cut];
+        (!marks::trim(given).is_empty()).then_some(cut)
+    }
+
+    /// Where a message goes on after another one spoke: with what opens a call, or with its words.
+    fn later_start(&self, number: usize) -> usize {
+        let run = self.runs[number];
+        let first = self.pieces.pieces[run.first];
+        let before = number.checked_sub(1).map_or(0, |number| self.pieces.pieces[self.runs[number].last].end);
+        let header = &self.text[before..first.start];
+        if !matches!(self.pieces.part_of(&first), Part::Call(_)) {
+            return first.start;
+        }
+        // what the template writes before a call, or as much of that as is there
+        let opening = self.probes.call_opening.as_deref().unwrap_or_default();
+        let opened = shared_suffix(header, opening);
+        if opened == 0 {
+            return before + self.template.tokens.last_start(header).unwrap_or(header.len());
+        }
+        first.start - opened
+    }
+
+    /// The turn of a message none of whose words could be followed.
+    fn turn_without_pieces(&self, message: usize) -> Result<Option<Turn>> {
+        let numbers = (0..self.pieces.stretches.len())
+            .filter(|&number| self.pieces.stretches[number].message == message);
+        let mut numbers = numbers.peekable();
+        if numbers.peek().is_none() {
+            return Ok(None);
+        }
+        if numbers.any(|number| self.pieces.is_shown(number, self.text)) {
+            if self.conversation.messages[message].role != "assistant" {
+                return Err(lost(message, "begins"));
+            }
+            return self.turn_by_rendering(message, None).map(Some);
+        }
+        // a message that is not there at all has no turn; one that only its end is left of would teach to say nothing
+        let others = self.conversation.messages.iter().enumerate().filter(|(index, _)| *index != message);
+        let others: Vec<Message> = others.map(|(_, message)| message.clone()).collect();
+        let without = self.template.render_messages(&others, self.conversation, false);
+        if self.conversation.messages[message].role != "assistant"
+            || without.is_ok_and(|without| without == self.text)
+        {
+            return Ok(None);
         }
         Err(Error::new(
             ErrorKind::Template,
             format!(
-                "the chat template leaves out or changes the content of messages[{index}], so it would not be \
-                 trained; it may want content as a list of parts ([{{\"type\": \"text\", \"text\": ...}}]), or be \
-                 made for another task; choose another --template, or set \"loss\": false on the message"
+                "the chat template leaves out or changes all that messages[{message}] says, so that nothing but its end \
+                 would be trained; it may want content as a list of parts ([{{\"type\": \"text\", \"text\": ...}}]), have \
+                 no place for tool calls, or be made for another task; choose another --template, or set \"loss\": false on \
+                 the message"
             ),
         ))
     }
 
-    /// Where the turn of an assistant message begins: the end of what the generation prompt gives.
-    fn turn_start(&mut self, index: usize, bound: usize) -> Result<usize> {
-        let place = self.places[index];
-        let before = self.places[..index].iter().rev().find_map(|place| place.end).unwrap_or_default();
-        let is_next = index > 0 && self.places[index - 1].end == Some(before);
-        let limit = place.end.unwrap_or(bound);
-        if is_next && let Some(at) = self.start_after_question(index, before).filter(|&at| at <= limit) {
-            return Ok(at);
-        }
-        let prompt = self.template.generation_prompt.as_str();
-        if let Some(content_start) = place.start {
-            let header = &self.text[before.min(content_start)..content_start];
-            let content = self.conversation.messages[index].content.as_deref().unwrap_or_default();
-            let header_end = header.strip_suffix(leading_white_space(content)).unwrap_or(header);
-            let header_start = content_start - header.len();
-            if let Some(at) = self.start_by_prompt(header_start, header_start + header_end.len()) {
-                return Ok(at.min(limit));
+    /// A turn as the messages before it and up to it render, where the words cannot be followed.
+    fn turn_by_rendering(&self, message: usize, start: Option<usize>) -> Result<Turn> {
+        let render = |count: usize, prompted| {
+            let messages = &self.conversation.messages[..count];
+            self.template.render_messages(messages, self.conversation, prompted)
+        };
+        let start = match start {
+            Some(start) => start,
+            None => {
+                let prompted = render(message, true).map_err(|_| lost(message, "begins"))?;
+                let shared = shared_prefix(self.text, &prompted);
+                let plain = render(message, false).unwrap_or_default();
+                let is_given = |cut: &usize| {
+                    ends_at_border(&prompted[..*cut]) && !marks::trim(&prompted[plain.len()..*cut]).is_empty()
+                };
+                let mut cuts = (plain.len()..=shared).rev().filter(|&cut| prompted.is_char_boundary(cut));
+                if shared == prompted.len() {
+                    shared
+                } else if prompted.starts_with(plain.as_str()) {
+                    cuts.find(is_given).ok_or_else(|| lost(message, "begins"))?
+                } else {
+                    return Err(lost(message, "begins"));
+                }
             }
-            if let Some(&given) = self.prompted.get(&self.joint(index, header_start, content_start)) {
-                return Ok(header_start + given);
+        };
+        let is_last = message + 1 == self.conversation.messages.len();
+        let end = match render(message + 1, false) {
+            Ok(upto) if self.text.starts_with(&upto) && start <= upto.len() => upto.len(),
+            _ if is_last => self.text.len(),
+            _ => return Err(lost(message, "ends")),
+        };
+        let said = self.text[start..end].trim_end_matches(marks::is_white_space);
+        let ends = [&self.probes.ends.inner, &self.probes.ends.last, &self.probes.ends.call];
+        let known = ends.into_iter().flatten().find(|end| said.ends_with(end.text.as_str()));
+        if let Some(known) = known {
+            let end = start + said.len();
+            return Ok(Turn { start, end, stop: end - known.text.len(), message, is_ended: known.is_token });
+        }
+        let bound = self.pieces.pieces.iter().map(|piece| piece.start).filter(|&at| at >= end).min();
+        let tail = &self.text[start + said.len()..bound.unwrap_or(self.text.len())];
+        let closing = if is_last { None } else { self.known_end(tail) };
+        let at = start + said.len();
+        Ok(match closing {
+            Some(found) => {
+                let (stop, end) = (at + found.start, at + found.end);
+                let is_ended = self.template.tokens.last_token(&self.text[stop..end]).is_some();
+                Turn { start, end, stop, message, is_ended }
             }
-        }
-        if is_next {
-            // there is more between header and content than the prompt gives (reasoning), or no content to
-            // go by (only a tool call): the header is the first after the message before
-            let found = prompt_borders(prompt).find_map(|length| {
-                let at = self.text.get(before..limit)?.find(&prompt[..length])?;
-                Some(self.repeat_of_prompt(before + at + length, &prompt[length..]))
-            });
-            if let Some(at) = found {
-                return Ok(at);
-            }
-        }
-        let (start, is_exact) = self.start_by_rendering(index, place)?;
-        if let Some(content_start) =
-            place.start.filter(|start_of_content| is_exact && start <= *start_of_content)
-            && before <= start
-        {
-            self.prompted.insert(self.joint(index, before, content_start), start - before);
-        }
-        Ok(start)
-    }
-
-    fn joint(&self, index: usize, before: usize, content_start: usize) -> Joint {
-        let content = |index: usize| self.conversation.messages[index].content.as_deref().unwrap_or_default();
-        let trailing = index
-            .checked_sub(1)
-            .map(content)
-            .map_or(0, |content| content.len() - content.trim_end_matches(marks::is_white_space).len());
-        let leading = leading_white_space(content(index)).len();
-        (self.text[before..content_start].to_owned(), trailing, leading)
-    }
-
-    /// The start of a turn after a question, where what stands between is what the template writes
-    /// there with a generation prompt.
-    fn start_after_question(&self, index: usize, question_end: usize) -> Option<usize> {
-        let question = &self.conversation.messages[index - 1];
-        let opening = self.template.opening.as_str();
-        if question.role != "user" || opening.is_empty() {
-            return None;
-        }
-        let content = question.content.as_deref().unwrap_or_default();
-        let trailing = &content[content.trim_end_matches(marks::is_white_space).len()..];
-        [trailing, ""].into_iter().find_map(|kept| {
-            self.text[question_end..].strip_prefix(kept)?.strip_prefix(opening)?;
-            Some(question_end + kept.len() + opening.len())
+            None => Turn { start, end: at, stop: at, message, is_ended: false },
         })
     }
 
-    /// The start of a turn whose header ends at `header_end`, by the generation prompt: as much of it as
-    /// the header ends with, and what the turn itself repeats of the rest (a forced `<think>`).
-    fn start_by_prompt(&self, header_start: usize, header_end: usize) -> Option<usize> {
-        // white space before the header may differ between prompt and history
-        let prompt = self.template.generation_prompt.trim_start();
-        let header = &self.text[header_start..header_end];
-        let length = prompt_borders(prompt).find(|&length| header.ends_with(&prompt[..length]))?;
-        Some(self.repeat_of_prompt(header_end, &prompt[length..]))
-    }
-
-    /// The end of what the text from `at` on repeats of the rest of a prompt, in whole tags and lines.
-    fn repeat_of_prompt(&self, at: usize, rest: &str) -> usize {
-        let repeated = shared_prefix(&self.text[at..], rest);
-        at + rest[..repeated].rfind(['>', '\n']).map_or(0, |last| last + 1)
-    }
-
-    /// The start of a turn by rendering the messages before it, and whether that is a prefix of the text.
-    fn start_by_rendering(&self, index: usize, place: Place) -> Result<(usize, bool)> {
-        let text = self.text.as_str();
-        let earlier = &self.conversation.messages[..index];
-        let prompted = self.template.render_messages(earlier, self.conversation, true);
-        if let Ok(prompted) = &prompted
-            && text.starts_with(prompted.as_str())
-            && place.end.is_none_or(|end| prompted.len() <= end)
-        {
-            return Ok((prompted.len(), true));
-        }
-        let limit = place.start.or(place.end);
-        // the prompt opens more than earlier turns keep (a forced `<think>`): what both share is given
-        let plain = self.template.render_messages(earlier, self.conversation, false);
-        if let (Ok(prompted), Ok(plain)) = (&prompted, plain)
-            && text.starts_with(plain.as_str())
-        {
-            let shared = shared_prefix(&text[plain.len()..], prompted.get(plain.len()..).unwrap_or_default());
-            let whole = text[plain.len()..plain.len() + shared].rfind(['>', '\n']).map_or(0, |last| last + 1);
-            let shared = plain.len() + whole;
-            return Ok((limit.map_or(shared, |limit| shared.min(limit)), false));
-        }
-        match place.start {
-            Some(content_start) if self.template.generation_prompt.is_empty() => Ok((content_start, false)),
-            _ => Err(lost(index, "begins")),
-        }
-    }
-
-    /// Where the turn of a message ends: after the token that closes it, else after its content.
-    fn turn_end(&self, index: usize, start: usize, bound: usize) -> Result<usize> {
-        let message = &self.conversation.messages[index];
-        let token = self.template.turn_end.as_deref();
-        let close = |from: usize| {
-            token.and_then(|token| Some(from + self.text.get(from..bound)?.find(token)? + token.len()))
-        };
-        let has_calls = !message.tool_calls().is_empty() && self.template.renders_tool_calls;
-        match self.places[index].end {
-            Some(content_end) => match close(content_end.max(start)) {
-                Some(end) => Ok(end),
-                None if has_calls => self.end_by_rendering(index, start, bound),
-                None => Ok(content_end.max(start)),
-            },
-            None => match close(start) {
-                // the first closing token closes this turn, unless the message itself may hold one
-                Some(end) if token.is_some_and(|token| !says(message, token)) => Ok(end),
-                _ => self.end_by_rendering(index, start, bound),
-            },
-        }
-    }
-
-    /// The end of a turn: where the messages up to it stop rendering.
-    fn end_by_rendering(&self, index: usize, start: usize, bound: usize) -> Result<usize> {
-        let upto = &self.conversation.messages[..=index];
-        let rendered = self.template.render_messages(upto, self.conversation, false);
-        let end = match &rendered {
-            Ok(rendered)
-                if self.text.starts_with(rendered.as_str()) && (start..=bound).contains(&rendered.len()) =>
-            {
-                rendered.len()
+    /// Where the content of each message went, whole or in pieces, and whether it is all there.
+    fn contents(&self) -> Vec<(Vec<(usize, usize)>, bool)> {
+        let messages = self.conversation.messages.iter().enumerate();
+        let content = messages.map(|(index, message)| {
+            let core = marks::trim(message.content.as_deref().unwrap_or_default());
+            let is_of = |number: &usize| {
+                let stretch = &self.pieces.stretches[*number];
+                stretch.message == index
+                    && !matches!(stretch.part, Part::Call(_))
+                    && (stretch.part == Part::Content || core.contains(stretch.text.as_str()))
+            };
+            let numbers: Vec<usize> = (0..self.pieces.stretches.len()).filter(is_of).collect();
+            let found =
+                self.pieces.pieces.iter().filter(|piece| numbers.contains(&piece.stretch) && piece.is_whole);
+            let found: Vec<_> = found.copied().collect();
+            // with the tags between its stretches, where they are in the text too
+            let whole = found.iter().find_map(|piece| {
+                let start = piece
+                    .start
+                    .checked_sub(core.find(self.pieces.stretches[piece.stretch].text.as_str())?)?;
+                (self.text.get(start..start + core.len())? == core).then_some((start, start + core.len()))
+            });
+            if let Some(whole) = whole.filter(|_| !core.is_empty()) {
+                return (vec![whole], true);
             }
-            _ if index + 1 == self.conversation.messages.len() => bound,
-            _ => return Err(lost(index, "ends")),
-        };
-        let turn = &self.text[start..end];
-        let token = self.template.turn_end.as_deref();
-        Ok(token.and_then(|token| rfind_end(turn, token)).map_or(end, |length| start + length))
+            let is_all = numbers.iter().all(|number| found.iter().any(|piece| piece.stretch == *number));
+            (found.iter().map(|piece| (piece.start, piece.end)).collect(), is_all)
+        });
+        content.collect()
     }
 
-    /// The end of `turn` without the token that closes it.
-    fn before_turn_end(&self, turn: Turn) -> usize {
-        let said = &self.text[turn.start..turn.end];
-        let token = self.template.turn_end.as_deref().unwrap_or_default();
-        turn.start + said.strip_suffix(token).map_or(said.len(), str::len)
+    /// What the row says and the text does not.
+    fn lost(&self) -> Vec<Lost> {
+        let mut lost: Vec<Lost> = Vec::new();
+        let stretches = self.pieces.stretches.iter().enumerate();
+        for (number, stretch) in stretches.clone() {
+            let (message, part) = (stretch.message, stretch.part);
+            let role = self.conversation.messages[message].role;
+            let found = Lost { message, role, part };
+            // of a call, arguments may be written in another form
+            let is_shown = match part {
+                Part::Call(_) => stretches
+                    .clone()
+                    .filter(|(_, other)| other.message == message && other.part == part)
+                    .any(|(number, _)| self.pieces.is_shown(number, self.text)),
+                _ => self.pieces.is_shown(number, self.text),
+            };
+            if !is_shown && !lost.contains(&found) {
+                lost.push(found);
+            }
+        }
+        let tools = self.conversation.tools.as_ref().and_then(serde_json::Value::as_array);
+        for (number, tool) in tools.into_iter().flatten().enumerate() {
+            let name = tool.get("function").unwrap_or(tool).get("name").and_then(serde_json::Value::as_str);
+            if name.is_some_and(|name| !self.text.contains(name)) {
+                lost.push(Lost { message: 0, role: "", part: Part::Tool(number) });
+            }
+        }
+        lost
     }
 }
 
 /// The lengths at which a prompt may be cut, the whole first.
 fn prompt_borders(prompt: &str) -> impl Iterator<Item = usize> {
     let is_border = |&length: &usize| {
-        length == prompt.len()
-            || prompt.is_char_boundary(length) && prompt[..length].ends_with(['>', '\n', ' ', ':', ']'])
+        length == prompt.len() || prompt.is_char_boundary(length) && ends_at_border(&prompt[..length])
     };
-    (1..=prompt.len()).rev().filter(is_border).filter(|&length| !prompt[..length].trim().is_empty())
+    (1..=prompt.len()).rev().filter(is_border).filter(|&length| !marks::trim(&prompt[..length]).is_empty())
 }
 
-/// Whether `text` occurs in what the message says or calls.
-fn says(message: &Message, text: &str) -> bool {
-    message.content.as_deref().is_some_and(|content| content.contains(text))
-        || message.extra.values().any(|value| holds(value, text))
+fn ends_at_border(text: &str) -> bool {
+    text.ends_with(['>', '\n', ' ', ':', ']'])
 }
 
-fn holds(value: &serde_json::Value, text: &str) -> bool {
-    match value {
-        serde_json::Value::String(inner) => inner.contains(text),
-        serde_json::Value::Array(list) => list.iter().any(|inner| holds(inner, text)),
-        serde_json::Value::Object(object) => {
-            object.iter().any(|(key, inner)| key.contains(text) || holds(inner, text))
-        }
-        _ => false,
-    }
+/// What `prompt` writes after what `header` ends with; `None` where that is all of it, or nothing of it.
+pub(super) fn rest_of_prompt<'p>(prompt: &'p str, header: &str) -> Option<&'p str> {
+    let prompt = prompt.trim_start();
+    let length = prompt_borders(prompt).find(|&length| header.ends_with(&prompt[..length]))?;
+    Some(&prompt[length..]).filter(|rest| !rest.is_empty())
+}
+
+/// The bytes that two texts share at their end, in whole characters.
+fn shared_suffix(left: &str, right: &str) -> usize {
+    let shared = left.chars().rev().zip(right.chars().rev()).take_while(|(one, other)| one == other);
+    shared.map(|(one, _)| one.len_utf8()).sum()
 }
 
 fn unplaced(reason: &str) -> Error {
@@ -472,16 +639,4 @@ fn unplaced(reason: &str) -> Error {
 
 fn lost(index: usize, verb: &str) -> Error {
     unplaced(&format!("it is unclear where the turn of messages[{index}] {verb}"))
-}
-
-fn rfind_end(text: &str, pattern: &str) -> Option<usize> {
-    if pattern.is_empty() { None } else { text.rfind(pattern).map(|at| at + pattern.len()) }
-}
-
-fn shared_prefix(left: &str, right: &str) -> usize {
-    left.chars()
-        .zip(right.chars())
-        .take_while(|(one, other)| one == other)
-        .map(|(one, _)| one.len_utf8())
-        .sum()
 }
