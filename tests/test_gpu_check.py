@@ -1,16 +1,12 @@
-"""`benches/gpu_check.py`: a part that hangs or dies is cut off and told, and the others run; a tiny shape goes through."""
+"""The runner of `benches/gpu_check.py`: a part that hangs or dies is cut off and told, and the others run."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 BENCHES = Path(__file__).parent.parent / "benches"
 sys.path.insert(0, str(BENCHES))

@@ -60,8 +60,8 @@ def run_parts(
         about: What else goes into that file.
 
     Returns:
-        By name: `status` (`passed`, `failed`, `skipped`, `cut off` or `not reached`), `seconds`, `cases` (by name what the part found), and where
-        it did not pass, `words`: the end of what it wrote.
+        By name: `status` (`passed`, `failed`, `skipped`, `cut off` or `not reached`), `seconds`, `cases` (by
+        name what the part found), and where it did not pass, `words`: the end of what it wrote.
     """
     work.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {part.name: {"status": "not reached"} for part in parts}
@@ -112,10 +112,8 @@ def _run(part: Part, limit: float, work: Path) -> Any:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     seconds = round(time.monotonic() - begun, 2)
-    if not ended:
-        status = "cut off"
-    else:
-        status = {0: "passed", SKIPPED: "skipped"}.get(process.returncode, "failed")
+    ends = {0: "passed", SKIPPED: "skipped"}
+    status = ends.get(process.returncode, "failed") if ended else "cut off"
     found: dict[str, Any] = {"status": status, "seconds": seconds, "cases": _cases(path)}
     if status != "passed":
         found["words"] = log.read_text(encoding="utf-8", errors="replace").strip()[-_LAST_WORDS:]
