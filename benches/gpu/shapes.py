@@ -156,7 +156,8 @@ def flops_of(
 
     For a weight of a matrix and a token, forward and backward pass take 6 where the weight is trained and 4 where it
     is frozen; the weights of an adapter are too few to count. The head counts for trained
-    tokens alone. Attention takes 6 x layers x heads x head size for each token before, the mean of which is half of `mean_length`, times two for keys and values.
+    tokens alone. Attention takes 6 x layers x heads x head size
+    for each token before, the mean of which is half of `mean_length`, times two for keys and values.
 
     Args:
         folder: Of the model.
