@@ -332,6 +332,10 @@ class Encoder:
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
+    def token_id(self, token: str) -> int | None:
+        """Returns the id of a token by its name in the vocabulary; None where it has none."""
+        return self._core.token_to_id(token)
+
     def _token_id(self, name: str) -> int | None:
         token = self._core.special_token(name)
         return None if token is None else self._core.token_to_id(token)

@@ -20,6 +20,9 @@ from sftcore.data.run import save_tokenizer
 from sftcore.errors import ConfigError
 from sftcore.infer.generate import base_of
 from sftcore.models import load_settings, quieten
+from sftcore.models.generation import plain_generation
+from sftcore.models.new_tokens import extend_embedding, read_new_tokens
+from sftcore.models.stops import GENERATION_FILE, write_generation_config
 
 
 def merge(config: MergeConfig) -> Path:
@@ -46,13 +49,18 @@ def merge(config: MergeConfig) -> Path:
     model = AutoModelForCausalLM.from_pretrained(
         base, dtype=dtype, trust_remote_code=config.trust_remote_code
     )
+    if new_tokens := read_new_tokens(adapters):
+        extend_embedding(model, new_tokens)
     merged = merged_model(PeftModel.from_pretrained(model, adapters))
     encoder = Encoder.from_pretrained(adapters if (adapters / "tokenizer.json").is_file() else base)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
         work = Path(temporary) / "model"
-        merged.save_pretrained(work)
+        with plain_generation(merged):
+            merged.save_pretrained(work)
         save_tokenizer(encoder, work)
+        home = adapters if (adapters / GENERATION_FILE).is_file() else base
+        write_generation_config(work, home=home, trained=encoder.stop_token_ids)
         if output.exists():
             shutil.rmtree(output)
         work.rename(output)
