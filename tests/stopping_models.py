@@ -1,7 +1,7 @@
 """Whether a tuned model stops by itself in plain Transformers, for ways in which a turn may end.
 
 An `Ending` is a tokenizer, a template and what a run is told beside; a new way is one more line of `ENDINGS`. What is
-checked reads the saved folder with Transformers and PEFT alone, so that the stops are those of its generation_config.json.
+checked reads the saved folder with Transformers and PEFT alone, so that it stops as its generation_config.json says.
 """
 
 from __future__ import annotations
@@ -122,9 +122,10 @@ def tune_config(
         "learning_rate": 2e-2,
         "report_to": ["none"],
     }
-    given["lora_dropout"] = 0.05 if settings.get("tuner_type") == "full" else 0.0
-    if settings.get("tuner_type") != "full":
-        given["lora_rank"] = 16
+    if settings.get("tuner_type") in ("full", "freeze"):
+        given["lora_dropout"] = 0.05
+    else:
+        given |= {"lora_dropout": 0.0, "lora_rank": 16}
     return config_of(model, rows, output, **{**given, **ending.settings, **settings})
 
 

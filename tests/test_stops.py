@@ -129,7 +129,7 @@ def test_inference_stops_where_any_file_of_the_model_says(
 )
 def test_a_damaged_file_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(text)
-    with pytest.raises(ConfigError, match="generation_config.json"):
+    with pytest.raises(ConfigError, match=r"generation_config\.json"):
         stops_of(tmp_path)
 
 

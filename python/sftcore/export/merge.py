@@ -87,11 +87,12 @@ def merged_model(tuned: Any) -> Any:
             module.weight
             for module in (merged.get_output_embeddings(), merged.get_input_embeddings())
         ]
-        if torch.equal(*weights):
+        are_equal = torch.equal(*weights)
+        # PEFT takes the two for apart by now, and says so in the configuration
+        merged.config.get_text_config().tie_word_embeddings = are_equal
+        merged.config.tie_word_embeddings = are_equal
+        if are_equal:
             merged.tie_weights()
-        else:
-            merged.config.get_text_config().tie_word_embeddings = False
-            merged.config.tie_word_embeddings = False
     return merged
 
 

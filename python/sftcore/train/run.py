@@ -71,6 +71,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         choose_engine(config, world) as engine,
         ExitStack() as stack,
     ):
+        if config.new_special_tokens:
+            engine.check_new_tokens()
         if config.dry_run:
             return _dry_run(without_files(config), engine)
         return _train(config, engine, lock, stack)
