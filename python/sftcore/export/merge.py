@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,10 @@ def merged_model(tuned: Any) -> Any:
     is_tied = head is not None and head.weight is embedding.weight
     if is_tied:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-    merged = tuned.merge_and_unload()
+    with warnings.catch_warnings():
+        # of weights that are told to be apart here, and tied again below where they are equal
+        warnings.filterwarnings("ignore", message=".*no longer tied after merging.*")
+        merged = tuned.merge_and_unload()
     if is_tied:
         weights = [
             module.weight

@@ -77,7 +77,8 @@ def add_tokens(encoder: Encoder, names: Sequence[str], folder: Path) -> NewToken
     num_known = 1 + max(tokenizer.get_vocab().values())
     tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in names])
     tokenizer.save(str(folder / "tokenizer.json"))
-    ids = {name: int(tokenizer.token_to_id(name)) for name in names}
+    vocabulary = tokenizer.get_vocab()
+    ids = {name: vocabulary[name] for name in names}
     _add_to_settings(folder / "tokenizer_config.json", ids)
     return NewTokens(ids=ids, num_known=num_known)
 
