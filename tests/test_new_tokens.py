@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import transformers
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from processes import run_alone, run_processes, settings_of
 from sftcore.config import InferConfig, MergeConfig, TrainConfig
 from sftcore.data import Encoder
 from sftcore.data.control_tokens import control_tokens, unknown_tokens_warning
@@ -212,69 +210,6 @@ def test_other_tokens_cannot_be_gone_on_with(
     }
     with pytest.raises(ConfigError, match=r"--new_special_tokens is .* and was template"):
         train(TrainConfig(**settings))
-
-
-ENGINES: dict[str, dict[str, Any]] = {
-    "ddp": {},
-    "fsdp": {"fsdp": "fsdp2"},
-    "tensor parallel": {"tensor_parallel_size": 2, "tuner_type": "full"},
-    "ulysses": {"sequence_parallel_size": 2},
-    "zero2": {"deepspeed": "zero2"},
-}
-REFUSING: dict[str, dict[str, Any]] = {
-    "tensor parallel": {"tensor_parallel_size": 2},
-    "pipeline": {"pipeline_parallel_size": 2},
-    "zero3": {"deepspeed": "zero3"},
-}
-
-
-@pytest.mark.slow
-@pytest.mark.distributed
-def test_engines_train_new_tokens_as_one_process_does_or_refuse_them_by_name(
-    shared_data: Path, tmp_path: Path
-) -> None:
-    if importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("needs deepspeed")
-    base = make_model(tmp_path / "base", ENDING, shared_data / "tokenizers")
-    rows = make_rows(tmp_path / "rows.jsonl")
-    common: dict[str, Any] = {
-        "max_steps": 3,
-        "max_length": 128,
-        "template": "chatml",
-        "tuner_type": "lora",
-        **ENDING.settings,
-    }
-
-    def runs_of(kinds: dict[str, dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-        return [
-            settings_of(
-                base,
-                rows,
-                folder / name,
-                **{
-                    **common,
-                    # four examples a step, whether two processes share the data or the model
-                    "gradient_accumulation_steps": 4 if any("size" in key for key in kind) else 2,
-                    **kind,
-                },
-            )
-            for name, kind in kinds.items()
-        ]
-
-    alone = run_alone(
-        [
-            settings_of(base, rows, tmp_path / f"one-{tuner}", **{**common, "tuner_type": tuner})
-            for tuner in ("lora", "full")
-        ],
-        tmp_path / "alone",
-    )
-    both = run_processes(2, runs_of({**ENGINES}, tmp_path / "e"), tmp_path / "two")
-    refused = run_processes(2, runs_of(REFUSING, tmp_path / "r"), tmp_path / "refused")[0]
-    for (name, kind), found in zip(ENGINES.items(), both[0], strict=True):
-        expected = alone[1 if kind.get("tuner_type") == "full" else 0]
-        assert found.get("losses") == pytest.approx(expected["losses"], abs=1e-3), name
-    for name, found in zip(REFUSING, refused, strict=True):
-        assert "--new_special_tokens cannot be used with" in found["error"], name
 
 
 @pytest.mark.parametrize(
