@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -54,6 +55,10 @@ class TunerConfig:
     modules_to_save: list[str] = field(default_factory=list)
     """Modules trained whole beside the adapter and saved in it: names, EMBEDDING (with the head, where they are
     tied), or LN (all norms)."""
+    new_special_tokens: list[str] = field(default_factory=list)
+    """Tokens to add to the tokenizer: names, or template for the control tokens of the chat template that the tokenizer
+    does not know. Their rows of embedding and head start at the mean of the others and are trained, with an adapter
+    these rows alone."""
     lora_rank: int = 8
     """The rank of the matrices of an adapter."""
     lora_alpha: float = 32.0
@@ -145,6 +150,7 @@ class TunerConfig:
         check_share(self, "adalora_beta2", "freeze_parameters_ratio")
         self._check_tuner_effects()
         self._check_init()
+        self._check_new_tokens()
         for name in ("target_regex", "freeze_parameters_regex", "trainable_parameters_regex"):
             _check_regex(name, getattr(self, name))
         if self.target_regex and self.target_modules != ["all-linear"]:
@@ -187,6 +193,10 @@ class TunerConfig:
             ),
             adapter,
         )
+        needed["new_special_tokens"] = (
+            tuner in (*LOW_RANK, *WHOLE),
+            _tuner_types((*LOW_RANK, *WHOLE)),
+        )
         needed |= {
             name: (tuner in kinds, _tuner_types(kinds))
             for kinds, names in {
@@ -228,6 +238,16 @@ class TunerConfig:
             raise ConfigError(
                 f"--lora_rank {self.lora_rank} is odd; --init_weights orthogonal needs an even one"
             )
+
+    def _check_new_tokens(self) -> None:
+        for name in self.new_special_tokens:
+            if not name.strip() or name != name.strip():
+                raise ConfigError(
+                    f'--new_special_tokens "{name}" begins or ends with white space, which a token to be added may not'
+                )
+        twice = [name for name, count in Counter(self.new_special_tokens).items() if count > 1]
+        if twice:
+            raise ConfigError(f"--new_special_tokens names {twice[0]} twice")
 
     @property
     def changes_base(self) -> bool:

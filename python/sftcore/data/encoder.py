@@ -405,15 +405,20 @@ class Encoder:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that decides ids and mask: tokenizer, template, length, system."""
+        """A hash of all that decides ids and mask: tokenizer, template, what ends turns, length, system."""
         parts = (
             _core.__version__,
             self._core.tokenizer_hash,
             self._core.chat_template,
             self._core.tool_use_template,
+            self._core.turn_ends,
             *self._settings.items(),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    def token_id(self, token: str) -> int | None:
+        """Returns the id of a token by its name in the vocabulary; None where it has none."""
+        return self._core.token_to_id(token)
 
     def _token_id(self, name: str) -> int | None:
         token = self._core.special_token(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from sftcore.data.run import save_tokenizer
 from sftcore.errors import ConfigError
 from sftcore.infer.generate import base_of
 from sftcore.models import load_settings, quieten
+from sftcore.models.generation import plain_generation
+from sftcore.models.new_tokens import extend_embedding, read_new_tokens
+from sftcore.models.stops import GENERATION_FILE, write_generation_config
 
 
 def merge(config: MergeConfig) -> Path:
@@ -46,13 +50,18 @@ def merge(config: MergeConfig) -> Path:
     model = AutoModelForCausalLM.from_pretrained(
         base, dtype=dtype, trust_remote_code=config.trust_remote_code
     )
+    if new_tokens := read_new_tokens(adapters):
+        extend_embedding(model, new_tokens)
     merged = merged_model(PeftModel.from_pretrained(model, adapters))
     encoder = Encoder.from_pretrained(adapters if (adapters / "tokenizer.json").is_file() else base)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
         work = Path(temporary) / "model"
-        merged.save_pretrained(work)
+        with plain_generation(merged):
+            merged.save_pretrained(work)
         save_tokenizer(encoder, work)
+        home = adapters if (adapters / GENERATION_FILE).is_file() else base
+        write_generation_config(work, home=home, trained=encoder.stop_token_ids)
         if output.exists():
             shutil.rmtree(output)
         work.rename(output)
@@ -73,17 +82,21 @@ def merged_model(tuned: Any) -> Any:
     is_tied = head is not None and head.weight is embedding.weight
     if is_tied:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
-    merged = tuned.merge_and_unload()
+    with warnings.catch_warnings():
+        # of weights that are told to be apart here, and tied again below where they are equal
+        warnings.filterwarnings("ignore", message=".*no longer tied after merging.*")
+        merged = tuned.merge_and_unload()
     if is_tied:
         weights = [
             module.weight
             for module in (merged.get_output_embeddings(), merged.get_input_embeddings())
         ]
-        if torch.equal(*weights):
+        are_equal = torch.equal(*weights)
+        # PEFT takes the two for apart by now, and says so in the configuration
+        merged.config.get_text_config().tie_word_embeddings = are_equal
+        merged.config.tie_word_embeddings = are_equal
+        if are_equal:
             merged.tie_weights()
-        else:
-            merged.config.get_text_config().tie_word_embeddings = False
-            merged.config.tie_word_embeddings = False
     return merged
 
 

@@ -19,6 +19,7 @@ from sftcore.data.prompts import Message
 from sftcore.errors import ConfigError, SftcoreError
 from sftcore.models import load_model, load_settings, pick_dtype, quieten, resolve_model
 from sftcore.models.generation import generation_config, within_positions
+from sftcore.models.new_tokens import extend_embedding, read_new_tokens
 from sftcore.models.quantization import quantization_config
 from sftcore.train.output import read_args
 
@@ -94,12 +95,14 @@ class Chat:
             quantization_config=quantized,
         )
         if adapters:
+            if new_tokens := read_new_tokens(adapters):
+                extend_embedding(model, new_tokens)
             model = PeftModel.from_pretrained(model, adapters)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         # quantized weights lie where they run already
         self.model = (model if quantized else model.to(self.device)).eval()
         self.config = config
-        self.generation = generation_config(self.encoder, config)
+        self.generation = generation_config(self.encoder, config, folder)
 
     def answer(
         self, messages: list[Message], *, on_text: Callable[[str], object] | None = None

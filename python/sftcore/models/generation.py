@@ -7,7 +7,9 @@ are answered together, padded on the left; which ones share a batch does not cha
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,15 +17,23 @@ from transformers import GenerationConfig
 
 from sftcore.config.generation import GenerationConfig as Settings
 from sftcore.data import Encoder
+from sftcore.models.stops import stops_of
 
 
-def generation_config(encoder: Encoder, settings: Settings) -> GenerationConfig:
-    """Returns how Transformers generates.
+def generation_config(encoder: Encoder, settings: Settings, *folders: Path) -> GenerationConfig:
+    """Returns how Transformers generates: up to a token that the encoder or the files of the model name as an end.
 
     Args:
-        encoder: Knows the tokens that end an answer.
+        encoder: Knows the tokens that end an answer, and the folder that it was read from.
         settings: How answers are drawn.
+        folders: More folders with a generation_config.json or a config.json, as of a base model.
+
+    Raises:
+        ConfigError: Such a file is damaged.
     """
+    stops = set(encoder.stop_token_ids)
+    for folder in (encoder.folder, *folders):
+        stops.update(stops_of(folder))
     draws: dict[str, Any] = {}
     if settings.temperature > 0:
         names = ("temperature", "top_p", "top_k")
@@ -32,11 +42,27 @@ def generation_config(encoder: Encoder, settings: Settings) -> GenerationConfig:
         max_new_tokens=settings.max_new_tokens,
         do_sample=settings.temperature > 0,
         repetition_penalty=settings.repetition_penalty,
-        eos_token_id=encoder.stop_token_ids or None,
+        eos_token_id=sorted(stops) or None,
         pad_token_id=encoder.pad_token_id,
         use_cache=True,
         **draws,
     )
+
+
+@contextmanager
+def plain_generation(model: Any) -> Iterator[None]:
+    """A block in which a model has no settings of generation, so that `save_pretrained` cannot refuse to save them.
+
+    Transformers refuses those that contradict one another, which published models have; the model's own file is kept
+    as it is by `write_generation_config`.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before = base.generation_config
+    base.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = before
 
 
 def generate_answers(

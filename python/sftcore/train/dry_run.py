@@ -25,6 +25,7 @@ from sftcore.errors import SftcoreError
 from sftcore.models import load_settings
 from sftcore.models.attention import Attention, choose_attention
 from sftcore.models.dtypes import Dtypes, choose_dtypes
+from sftcore.models.new_tokens import NewTokens
 from sftcore.train.distributed import Engine
 from sftcore.train.duration import find_time, is_cheap
 from sftcore.train.estimate import BatchSize, Estimate, estimate_step
@@ -53,6 +54,7 @@ def dry_run(
     encoder: Encoder,
     loaders: tuple[BatchLoader | StreamLoader, BatchLoader | None],
     engine: Engine,
+    new_tokens: NewTokens | None = None,
 ) -> dict[str, Any]:
     """Finds out what a run would do, prints it, and writes the file of `--dry_run_json` where one is asked for.
 
@@ -62,6 +64,7 @@ def dry_run(
         encoder: The encoder of the loaders.
         loaders: For training and, where there is some, for evaluation.
         engine: How the processes share the run.
+        new_tokens: What is added to the tokenizer, if anything.
 
     Returns:
         `model`, `data`, `batches`, `steps`, `learning_rate`, `memory` (bytes), `time` (seconds) and `notes`.
@@ -75,7 +78,7 @@ def dry_run(
     notes: list[str] = []
     opened = None
     if is_cheap(folder):
-        opened = open_model(config, folder, engine)
+        opened = open_model(config, folder, engine, new_tokens)
         if opened.padding_reason:
             notes.append(f"examples do not share rows, as {opened.padding_reason}; they are padded")
             config = padded(config)

@@ -16,6 +16,7 @@ from sftcore.models import load_model, load_settings
 from sftcore.models.attention import choose_attention
 from sftcore.models.checkpointing import require_gpu
 from sftcore.models.dtypes import choose_dtypes
+from sftcore.models.new_tokens import NewTokens, extend_embedding
 from sftcore.models.quantization import quantization_config
 from sftcore.train.distributed.engine import Engine
 from sftcore.train.inputs import InputKind
@@ -41,8 +42,16 @@ class Opened:
     lines: list[str]
 
 
-def open_model(config: TrainConfig, folder: Path, engine: Engine) -> Opened:
+def open_model(
+    config: TrainConfig, folder: Path, engine: Engine, new_tokens: NewTokens | None = None
+) -> Opened:
     """Loads a model as `config` says.
+
+    Args:
+        config: The settings of the run.
+        folder: The model.
+        engine: How the processes share the run.
+        new_tokens: What was added to its tokenizer, if anything.
 
     Raises:
         ConfigError: A setting does not fit the model or the machine.
@@ -61,6 +70,8 @@ def open_model(config: TrainConfig, folder: Path, engine: Engine) -> Opened:
         quantization_config=quantization_config(config, dtypes.compute),
         **engine.load_arguments(),
     )
+    if new_tokens is not None:
+        extend_embedding(base, new_tokens)
     # a cache is of no use in training, and with one packed rows are taken for single sequences
     base.config.use_cache = False
     base = engine.place(base)
@@ -75,7 +86,7 @@ def open_model(config: TrainConfig, folder: Path, engine: Engine) -> Opened:
             "length"
         )
     with engine.skeleton(base):
-        model = apply_tuner(base, config)
+        model = apply_tuner(base, config, new_tokens.rows if new_tokens else ())
         total, trained = count_parameters(model)
         table = describe_parameters(model)
     name = str(base.dtype).removeprefix("torch.")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from sftcore.config import TrainConfig
-from sftcore.data import BatchLoader, Encoder, StreamLoader
+from sftcore.data import BatchLoader, StreamLoader
 from sftcore.data.run import save_data
 from sftcore.models import quieten, resolve_model
 from sftcore.models.vocabulary import check_vocabulary
@@ -20,6 +20,7 @@ from sftcore.train.distributed import Engine, choose_engine, read_world
 from sftcore.train.distributed.lost import explain_lost_peers
 from sftcore.train.dry_run import dry_run, without_files
 from sftcore.train.early_stopping import StopEarly
+from sftcore.train.encoder import open_encoder
 from sftcore.train.largest import TryLargest, explain_out_of_memory
 from sftcore.train.ledger import WriteLedger
 from sftcore.train.loaders import describe_data, open_loaders, say
@@ -68,31 +69,34 @@ def train(config: TrainConfig) -> dict[str, Any]:
         closing(RunLock()) as lock,
         explain_lost_peers(world),
         choose_engine(config, world) as engine,
+        ExitStack() as stack,
     ):
+        if config.new_special_tokens:
+            engine.check_new_tokens()
         if config.dry_run:
             return _dry_run(without_files(config), engine)
-        return _train(config, engine, lock)
+        return _train(config, engine, lock, stack)
 
 
 def _dry_run(config: TrainConfig, engine: Engine) -> dict[str, Any]:
     choose_loggers(config)
     folder = resolve_model(config.model, weights=False)
-    encoder = _open_encoder(config, folder)
-    loaders = open_loaders(config, encoder, engine.world)
-    say(describe_data(*loaders))
-    set_seed(config.seed)
-    return dry_run(config, folder, encoder, loaders, engine)
+    with open_encoder(config, folder) as (encoder, new_tokens):
+        loaders = open_loaders(config, encoder, engine.world)
+        say(describe_data(*loaders))
+        set_seed(config.seed)
+        return dry_run(config, folder, encoder, loaders, engine, new_tokens)
 
 
-def _train(config: TrainConfig, engine: Engine, lock: RunLock) -> dict[str, Any]:
+def _train(config: TrainConfig, engine: Engine, lock: RunLock, stack: ExitStack) -> dict[str, Any]:
     loggers, note = choose_loggers(config)
     resume = engine.from_first(lambda: lock.find_resume(config, engine))
     folder = resolve_model(config.model, weights=True)
-    encoder = _open_encoder(config, folder)
+    encoder, new_tokens = stack.enter_context(open_encoder(config, folder))
     train_loader, eval_loader = open_loaders(config, encoder, engine.world)
     say(describe_data(train_loader, eval_loader))
     set_seed(config.seed)
-    opened = open_model(config, folder, engine)
+    opened = open_model(config, folder, engine, new_tokens)
     if opened.padding_reason:
         config = padded(config)
         train_loader, eval_loader = open_loaders(config, encoder, engine.world)
@@ -132,6 +136,7 @@ def _train(config: TrainConfig, engine: Engine, lock: RunLock) -> dict[str, Any]
         stopping=stopping,
         resume=resume,
         speed=speed,
+        new_tokens=new_tokens,
         callbacks=[
             FollowEpochs(train_loader),  # the first: others read the epoch
             speed,
@@ -212,28 +217,6 @@ def _run(trainer: SftTrainer, resume: Resume | None, max_steps: int) -> None:
     say(f"going on from {checkpoint}, after step {resume.step} of {max_steps}")
     trainer.add_callback(GoOn(trainer, resume))
     trainer.train(resume_from_checkpoint=checkpoint)
-
-
-def _open_encoder(config: TrainConfig, folder: Path) -> Encoder:
-    encoder = Encoder.from_pretrained(
-        folder,
-        template=config.template,
-        max_length=config.max_length,
-        truncation_strategy=config.truncation_strategy,
-        system=config.system,
-        tokenizer_engine=config.tokenizer_engine,
-        train_on=config.train_on,
-        train_on_eos=config.train_on_eos,
-        ignore_empty_think=config.ignore_empty_think,
-        reasoning=config.reasoning,
-        control_tokens_in_content=config.control_tokens_in_content,
-        on_lost_content=config.on_lost_content,
-        append_eos=config.append_eos,
-        chat_template_kwargs=config.template_arguments,
-    )
-    if encoder.tokenizer_engine_reason:
-        say(f"tokenizer: the reference engine, as {encoder.tokenizer_engine_reason}")
-    return encoder
 
 
 def _early_stopping(config: TrainConfig) -> list[StopEarly]:

@@ -25,6 +25,9 @@ from sftcore.config import TrainConfig
 from sftcore.data import BatchLoader, StreamLoader
 from sftcore.data.run import LEDGER_FILE, save_tokenizer
 from sftcore.models.checkpointing import activations_of
+from sftcore.models.generation import plain_generation
+from sftcore.models.new_tokens import NewTokens, write_new_tokens
+from sftcore.models.stops import write_generation_config
 from sftcore.train.checkpoints import LOADER_STATE, Checkpoints, save_checkpoint
 from sftcore.train.distributed.engine import Engine
 from sftcore.train.evaluate import Evaluator
@@ -78,6 +81,7 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         speed: MeasureSpeed,
         stopping: StopOnSignal,
         resume: Resume | None = None,
+        new_tokens: NewTokens | None = None,
         **arguments: Any,
     ) -> None:
         self.train_loader = train_loader
@@ -88,6 +92,7 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         self.speed = speed
         self.stopping = stopping
         self.resume = resume
+        self.new_tokens = new_tokens
         # the temporary folder of a checkpoint that is being saved
         self.saves_into: str | None = None
         train_stream = _Stream(train_loader, endless=True, speed=speed)
@@ -285,11 +290,16 @@ class SftTrainer(Trainer):  # type: ignore[misc, unused-ignore]
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        super()._save(output_dir, state_dict)
+        with plain_generation(self.model):
+            super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
-        save_tokenizer(self.train_loader.encoder, folder)
+        encoder = self.train_loader.encoder
+        save_tokenizer(encoder, folder)
+        write_generation_config(folder, home=encoder.folder, trained=encoder.stop_token_ids)
+        if self.new_tokens is not None and not self.config.trains_weights:
+            write_new_tokens(folder, self.new_tokens)
         write_args(folder, self.config)
         # the Trainer has drawn just the batches it trained, so this is where the next run goes on
         state = json.dumps(self.train_loader.state_dict(), indent=2)

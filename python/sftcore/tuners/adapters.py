@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import peft
@@ -18,24 +18,28 @@ from sftcore.config.tuner import LOW_RANK
 from sftcore.errors import ConfigError
 from sftcore.tuners.adalora import AdaLoraModel
 from sftcore.tuners.loftq import start_from_quantized
+from sftcore.tuners.new_rows import keep_rows_alone, rows_of
 from sftcore.tuners.residual import ResidualModel
 from sftcore.tuners.sora import SoraModel
 from sftcore.tuners.targets import Targets, find_targets, short_names
 from sftcore.tuners.tied import TiedModel
 
 
-def add_adapter(model: Any, config: TrainConfig) -> Any:
+def add_adapter(model: Any, config: TrainConfig, new_rows: Sequence[int] = ()) -> Any:
     """Returns the model with an adapter, the only part of it that is trained.
 
     Args:
         model: A causal language model of Transformers, its weights perhaps quantized.
         config: The settings of the run.
+        new_rows: Rows of the embedding, and of the head, that belong to new tokens; they are trained too.
 
     Raises:
         ConfigError: A setting does not fit the model.
     """
     targets = find_targets(model, config)
     settings = _settings(model, config, targets)
+    if new_rows:
+        settings.trainable_token_indices = rows_of(model, targets, new_rows)
     kind = _kind(config, ties_lora=targets.ties_lora)
     folder = model.config.name_or_path
     try:
@@ -53,6 +57,8 @@ def add_adapter(model: Any, config: TrainConfig) -> Any:
         ) from error
     if config.init_weights == "loftq":
         start_from_quantized(tuned, folder, trust_remote_code=config.trust_remote_code)
+    if new_rows:
+        keep_rows_alone(tuned)
     if config.lora_dtype:
         for parameter in tuned.parameters():
             if parameter.requires_grad:

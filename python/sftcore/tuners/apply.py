@@ -6,6 +6,7 @@ callbacks of `tuner_callbacks`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sftcore.config import TrainConfig
@@ -14,6 +15,7 @@ from sftcore.models.quantization import prepare_quantized
 from sftcore.tuners.adalora import AdaLoraModel, AllocateRanks
 from sftcore.tuners.adapters import add_adapter
 from sftcore.tuners.freeze import train_weights
+from sftcore.tuners.new_rows import check_trained
 from sftcore.tuners.sora import ShrinkGates, SoraModel
 
 if TYPE_CHECKING:
@@ -21,20 +23,23 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 
-def apply_tuner(model: Any, config: TrainConfig) -> Any:
+def apply_tuner(model: Any, config: TrainConfig, new_rows: Sequence[int] = ()) -> Any:
     """Returns the model with the parameters that `config` names set to be trained.
 
     Args:
         model: A causal language model of Transformers, as it was loaded.
         config: The settings of the run.
+        new_rows: Rows of the embedding, and of the head, that belong to new tokens; they are trained too.
 
     Raises:
         ConfigError: A name fits nothing in the model, or a setting does not fit it.
     """
     if config.trains_weights:
         train_weights(model, config)
+        if new_rows:
+            check_trained(model)
         return model
-    return add_adapter(prepare_quantized(model), config)
+    return add_adapter(prepare_quantized(model), config, new_rows)
 
 
 def tuner_callbacks(model: Any, config: TrainConfig, total_steps: int) -> list[TrainerCallback]:

@@ -183,6 +183,14 @@ class DeepSpeedEngine(Engine):
         """DeepSpeed needs a process group also of one process."""
         return True
 
+    def check_new_tokens(self) -> None:
+        """Refuses rows of an embedding that is spread over ranks as it is loaded."""
+        if self.stage == 3:
+            raise ConfigError(
+                f"--new_special_tokens cannot be used with --deepspeed {self.config.deepspeed}: it reads and copies "
+                "rows of weights that are spread over ranks; take --deepspeed zero2, or --fsdp"
+            )
+
     def load_arguments(self) -> dict[str, Any]:
         """The dtype of the weights; with stage 3 each layer is spread over ranks as soon as it is made."""
         folder = resolve_model(self.config.model, weights=True)

@@ -39,6 +39,13 @@ class DeviceMapEngine(Engine):
         """Whether there are GPUs to spread a model over."""
         return torch.cuda.device_count() > 1
 
+    def check_new_tokens(self) -> None:
+        """Refuses an embedding that would be made longer after its place was given."""
+        raise ConfigError(
+            "--new_special_tokens cannot be used with --device_map, which places the weights before the embedding is "
+            "made longer; leave out one of both, or take --fsdp"
+        )
+
     def load_arguments(self) -> dict[str, Any]:
         """The map, where there are several GPUs."""
         return {"device_map": self.config.device_map} if self.spreads else {}

@@ -128,6 +128,13 @@ class Engine:
             ConfigError: The engine cannot run such a model.
         """
 
+    def check_new_tokens(self) -> None:
+        """Looks at whether a model can be given rows for `--new_special_tokens`.
+
+        Raises:
+            ConfigError: The engine cannot train them.
+        """
+
     def load_arguments(self) -> dict[str, Any]:
         """More arguments of `from_pretrained`."""
         return {}

@@ -86,6 +86,14 @@ class PipelineEngine(Engine):
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)]
         self._class = stage_class(kind, self.num_stages, self.number)
 
+    def check_new_tokens(self) -> None:
+        """Refuses an embedding that would be made longer when the stages have parted from it."""
+        raise ConfigError(
+            "--new_special_tokens cannot be used with --pipeline_parallel_size: embedding and head lie on two stages, "
+            "and would be made longer apart; take --fsdp, or give the tokens to the model before: a run of one step, "
+            "whose merged or saved model is the next one's --model"
+        )
+
     def load_arguments(self) -> dict[str, Any]:
         """The class that loads the layers of this stage alone."""
         return {"model_class": self._class}

@@ -69,7 +69,7 @@ def join_adapter(model: Any, parts: Parts, group: Any, folder: Path) -> None:  #
     """
     own = {
         key: value.detach().cpu().contiguous()
-        for key, value in get_peft_model_state_dict(model).items()
+        for key, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }
     found = _gather(own, group)
     if found is not None:

@@ -60,6 +60,14 @@ class TensorParallelEngine(SpreadEngine):
                 "leave one of both out"
             )
 
+    def check_new_tokens(self) -> None:
+        """Refuses rows beside an adapter, which are taken out of whole weights."""
+        if not self.config.trains_weights:
+            raise ConfigError(
+                "--new_special_tokens cannot be used with --tensor_parallel_size and an adapter: its rows stand beside "
+                "a whole embedding, and a process has a part of it; take --tuner_type full, or --fsdp"
+            )
+
     def __enter__(self) -> Engine:
         """Joins the other ranks, and those of its group."""
         super().__enter__()
