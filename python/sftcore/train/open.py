@@ -21,7 +21,7 @@ from sftcore.train.distributed.engine import Engine
 from sftcore.train.inputs import InputKind
 from sftcore.train.method import LossMethod
 from sftcore.train.probe import needs_mask, why_not_packed
-from sftcore.tuners import apply_tuner, count_parameters, describe_parameters
+from sftcore.tuners import apply_tuner, count_parameters, describe_parameters, notes_on_targets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +75,7 @@ def open_model(config: TrainConfig, folder: Path, engine: Engine) -> Opened:
             "length"
         )
     with engine.skeleton(base):
+        notes = notes_on_targets(base, config)
         model = apply_tuner(base, config)
         total, trained = count_parameters(model)
         table = describe_parameters(model)
@@ -83,6 +84,7 @@ def open_model(config: TrainConfig, folder: Path, engine: Engine) -> Opened:
         f"model: {config.model}, {total:,} parameters in {name}, {trained:,} trained ({trained / total:.2%})"
     )
     lines.append(table)
+    lines += notes
     method = engine.choose_loss(model, kind)
     if method.reason and config.loss_impl == "auto":
         lines.append(f"loss: the logits of whole batches are computed, as {method.reason}")
@@ -91,13 +93,27 @@ def open_model(config: TrainConfig, folder: Path, engine: Engine) -> Opened:
     return Opened(model=model, method=method, padding_reason=padding_reason, lines=lines)
 
 
-def padded(config: TrainConfig) -> TrainConfig:
-    """Returns the settings with padding in place of packs; a micro-batch has as many tokens as before."""
+def padded(config: TrainConfig, world_size: int) -> TrainConfig:
+    """Returns the settings with padding in place of packs; a micro-batch has as many tokens as before, and so a step.
+
+    Args:
+        config: The settings of the run.
+        world_size: The ranks that share the data.
+    """
     without = replace(config, packing=False, packing_length=None, padding_free=False)
     if not config.packing:
         return without
     tokens = (config.packing_length or config.max_length) * config.per_device_train_batch_size
-    return replace(without, tokens_per_batch=tokens, per_device_train_batch_size=1)
+    return replace(
+        without,
+        tokens_per_batch=tokens,
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=(
+            config.per_device_eval_batch_size or config.per_device_train_batch_size
+        ),
+        # the default follows the number of packs in a micro-batch, which the line above changes
+        gradient_accumulation_steps=config.accumulation_steps(world_size),
+    )
 
 
 def _check_length(config: TrainConfig, settings: Any) -> None:

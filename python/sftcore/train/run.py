@@ -94,7 +94,7 @@ def _train(config: TrainConfig, engine: Engine, lock: RunLock) -> dict[str, Any]
     set_seed(config.seed)
     opened = open_model(config, folder, engine)
     if opened.padding_reason:
-        config = padded(config)
+        config = padded(config, engine.world.data_size)
         train_loader, eval_loader = open_loaders(config, encoder, engine.world)
     engine.share(opened.model)
     unknown = check_vocabulary(encoder, opened.model.config)
