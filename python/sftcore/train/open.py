@@ -20,7 +20,8 @@ from sftcore.models.quantization import quantization_config
 from sftcore.train.distributed.engine import Engine
 from sftcore.train.inputs import InputKind
 from sftcore.train.method import LossMethod
-from sftcore.train.probe import needs_mask, why_not_packed
+from sftcore.train.probe import compare_packed, needs_mask
+from sftcore.train.proofs import Proof, coverage_proof, packing_proof
 from sftcore.tuners import apply_tuner, count_parameters, describe_parameters, notes_on_targets
 
 
@@ -33,12 +34,14 @@ class Opened:
         method: How its losses are computed.
         padding_reason: Why examples cannot share a row although the settings ask for it; None where they can.
         lines: What was chosen, for people.
+        proofs: What was checked so far, and how near it came.
     """
 
     model: Any
     method: LossMethod
     padding_reason: str | None
     lines: list[str]
+    proofs: list[Proof]
 
 
 def open_model(config: TrainConfig, folder: Path, engine: Engine) -> Opened:
@@ -68,7 +71,7 @@ def open_model(config: TrainConfig, folder: Path, engine: Engine) -> Opened:
     whole = engine.runnable(base)
     kind = InputKind(needs_mask=needs_mask(whole), is_flash=attention.is_flash)
     shares_rows = config.packing or config.padding_free
-    padding_reason = why_not_packed(whole, kind) if shares_rows else None
+    padding_reason, distance = compare_packed(whole, kind) if shares_rows else (None, None)
     if padding_reason:
         lines.append(
             f"warning: examples do not share rows, as {padding_reason}; they are padded instead, in buckets of like "
@@ -79,6 +82,10 @@ def open_model(config: TrainConfig, folder: Path, engine: Engine) -> Opened:
         model = apply_tuner(base, config)
         total, trained = count_parameters(model)
         table = describe_parameters(model)
+        proofs = [
+            packing_proof(padding_reason, distance, asked=shares_rows),
+            coverage_proof(model, config),
+        ]
     name = str(base.dtype).removeprefix("torch.")
     lines.append(
         f"model: {config.model}, {total:,} parameters in {name}, {trained:,} trained ({trained / total:.2%})"
@@ -90,7 +97,9 @@ def open_model(config: TrainConfig, folder: Path, engine: Engine) -> Opened:
         lines.append(f"loss: the logits of whole batches are computed, as {method.reason}")
     if dtypes.warning and not engine.has_master_weights:
         lines.append(f"warning: {dtypes.warning}")
-    return Opened(model=model, method=method, padding_reason=padding_reason, lines=lines)
+    return Opened(
+        model=model, method=method, padding_reason=padding_reason, lines=lines, proofs=proofs
+    )
 
 
 def padded(config: TrainConfig, world_size: int) -> TrainConfig:
