@@ -240,3 +240,52 @@ def test_padding_in_place_of_packs_keeps_the_step() -> None:
             assert fallen.tokens_per_batch == 256
             assert fallen.accumulation_steps(world_size) == config.accumulation_steps(world_size)
             assert fallen.per_device_eval_batch_size == 4
+
+
+@pytest.mark.slow
+def test_a_model_that_needs_padding_takes_the_steps_of_packs(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    tokenizer = shared_data / "tokenizers" / "minimind"
+    rows = make_rows(tmp_path / "rows.jsonl", 96)
+    plans, tokens = {}, {}
+    for kind in ("qwen3_moe", "gpt_oss"):
+        folder = make_moe(kind, tmp_path / kind, tokenizer)
+        given = {
+            "tuner_type": "lora",
+            "lora_dropout": 0.0,
+            "template": "chatml",
+            "packing": True,
+            "max_length": 64,
+            "per_device_train_batch_size": 4,
+        }
+        plans[kind] = train(config_of(folder, rows, tmp_path / "no", dry_run=True, **given))
+        result = train(config_of(folder, rows, tmp_path / f"run-{kind}", **given))
+        assert result["global_step"] == plans[kind]["steps"]["total"]
+        tokens[kind] = plans[kind]["steps"]["tokens"] / result["global_step"]
+    packed, fallen = plans["qwen3_moe"], plans["gpt_oss"]
+    assert any("they are padded" in note for note in fallen["notes"])
+    for plan in (packed, fallen):
+        # 16 packs a step, which is the default whatever the rows are laid out like
+        assert plan["batches"]["accumulation_steps"] == 4
+        assert plan["memory"]["estimate"]["peak"] > 0
+    # 16 times as many tokens a step before, and a quarter of the steps
+    assert tokens["gpt_oss"] == pytest.approx(tokens["qwen3_moe"], rel=0.25)
+    assert fallen["steps"]["total"] <= packed["steps"]["total"] + 2
+
+
+def test_an_estimate_counts_experts_and_what_is_left_out(shared_data: Path, tmp_path: Path) -> None:
+    folder = make_moe("deepseek_v3", tmp_path / "model", shared_data / "tokenizers" / "minimind")
+    rows = make_rows(tmp_path / "rows.jsonl", 8)
+    given = {"tuner_type": "lora", "template": "chatml", "dry_run": True}
+    plan = train(config_of(folder, rows, tmp_path / "run", **given))
+    number = count_parameters(apply_tuner(tiny_moe("deepseek_v3"), settings_of()))[1]
+    assert plan["model"]["trained_parameters"] == number
+    assert {"experts.gate_up_proj", "experts.down_proj"} <= {
+        kind["name"] for kind in plan["model"]["trained"]
+    }
+    assert plan["memory"]["estimate"]["peak"] > 0
+    plan = train(
+        config_of(folder, rows, tmp_path / "run", use_dora=True, lora_dropout=0.0, **given)
+    )
+    assert any("get no adapter, as --use_dora" in note for note in plan["notes"])

@@ -113,13 +113,14 @@ def padded(config: TrainConfig, world_size: int) -> TrainConfig:
     if not config.packing:
         return without
     tokens = (config.packing_length or config.max_length) * config.per_device_train_batch_size
+    eval_batch_size = config.per_device_eval_batch_size
+    if config.val_dataset or config.holds_out:
+        eval_batch_size = eval_batch_size or config.per_device_train_batch_size
     return replace(
         without,
         tokens_per_batch=tokens,
         per_device_train_batch_size=1,
-        per_device_eval_batch_size=(
-            config.per_device_eval_batch_size or config.per_device_train_batch_size
-        ),
+        per_device_eval_batch_size=eval_batch_size,
         # the default follows the number of packs in a micro-batch, which the line above changes
         gradient_accumulation_steps=config.accumulation_steps(world_size),
     )

@@ -16,6 +16,7 @@ from peft.tuners.lora.layer import ParamWrapper
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
 from sftcore.config import TrainConfig
+from sftcore.errors import ConfigError
 from sftcore.models.shapes import full_shape
 
 if TYPE_CHECKING:
@@ -124,3 +125,18 @@ def short_parameters(chosen: Iterable[str], parameters: Iterable[str]) -> list[s
 def adapted_parameter(module: nn.Module) -> str | None:
     """Returns the name of the parameter that a LoRA is on, where it is not that of a linear layer of PEFT."""
     return module.parameter_name if isinstance(module, ParamWrapper) else None
+
+
+def refuse_parameters(model: nn.Module, asked: str) -> None:
+    """Raises a ConfigError where a model has an adapter on a parameter, with which an engine was not seen to work.
+
+    Args:
+        model: The model with its tuner.
+        asked: The setting that asks for the engine.
+    """
+    if any(isinstance(module, ParamWrapper) for module in model.modules()):
+        raise ConfigError(
+            f"{asked} cannot be used with an adapter on experts, or on other weights that PEFT takes for parameters; "
+            "take --fsdp fsdp2 or --deepspeed zero3, or adapt attention alone (--target_modules q_proj k_proj v_proj "
+            "o_proj)"
+        )
