@@ -127,6 +127,7 @@ def test_experts_get_gradients_and_learn(kind: str) -> None:
     assert all(gradient.abs().max() > 0 for gradient in of_experts.values())
 
 
+@pytest.mark.slow
 def test_a_run_trains_experts_says_so_and_its_checkpoint_is_plain(
     shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,6 +275,7 @@ def test_a_model_that_needs_padding_takes_the_steps_of_packs(
     assert fallen["steps"]["total"] <= packed["steps"]["total"] + 2
 
 
+@pytest.mark.slow
 def test_an_estimate_counts_experts_and_what_is_left_out(shared_data: Path, tmp_path: Path) -> None:
     folder = make_moe("deepseek_v3", tmp_path / "model", shared_data / "tokenizers" / "minimind")
     rows = make_rows(tmp_path / "rows.jsonl", 8)
