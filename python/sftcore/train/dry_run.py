@@ -81,7 +81,7 @@ def dry_run(
         opened = open_model(config, folder, engine, new_tokens)
         if opened.padding_reason:
             notes.append(f"examples do not share rows, as {opened.padding_reason}; they are padded")
-            config = padded(config)
+            config = padded(config, engine.world.data_size)
             loaders = open_loaders(config, encoder, engine.world)
     elif config.packing or config.padding_free:
         notes.append(

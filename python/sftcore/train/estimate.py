@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoModelForCausalLM
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from sftcore.config import TrainConfig
 from sftcore.errors import first_line
@@ -32,10 +33,11 @@ from sftcore.models.dtypes import Dtypes
 from sftcore.train.head import after_head, causal_model
 from sftcore.train.loss import Objective, chunked_losses, default_chunk_size, losses_of_logits
 from sftcore.train.optimizers import Choice
-from sftcore.tuners import apply_tuner, count_parameters, trained_kinds
+from sftcore.tuners import apply_tuner, count_parameters, notes_on_targets, trained_kinds
 
 # what 4 and 8 bits of bitsandbytes take with their scales, in bytes of a weight
 _QUANTIZED_BYTES = {4: 0.516, 8: 1.01}
+_EXPERTS = "sftcore_shapes"  # experts that ask for no values, of which fake tensors have none
 _SCALES_OF_4_BITS = 0.5625  # where the scales are not quantized too
 
 
@@ -225,7 +227,7 @@ def _trace(
     accumulates: bool,
 ) -> _Trace:
     with torch.device("meta"):
-        model = _build(config, settings, dtypes, attention)
+        model, notes = _build(config, settings, dtypes, attention)
     kinds = [
         {"name": name, "shape": shape, "modules": len(kind.modules), "parameters": kind.parameters}
         for (name, shape), kind in trained_kinds(model).items()
@@ -256,10 +258,10 @@ def _trace(
             peak = max(of_forward, of_loss, memory.peak)
         del hidden, total
         state = peak_of_update = 0
-        notes: list[str] = []
         if optimizer:
             with memory:
-                state, peak_of_update, notes = _optimizer(optimizer, memory, trained)
+                state, peak_of_update, more = _optimizer(optimizer, memory, trained)
+            notes += more
         total_number, trained_number = count_parameters(model)
         tensors = sum(_bytes(tensor) for tensor in chain(parameters, model.buffers()))
         spared, passing = _quantized(config, model, dtypes)
@@ -296,7 +298,10 @@ def _quantized(config: TrainConfig, model: Any, dtypes: Dtypes) -> tuple[int, in
     return spared, max((weight.numel() * dtypes.compute.itemsize for weight in frozen), default=0)
 
 
-def _build(config: TrainConfig, settings: Any, dtypes: Dtypes, attention: Attention) -> Any:
+def _build(
+    config: TrainConfig, settings: Any, dtypes: Dtypes, attention: Attention
+) -> tuple[Any, list[str]]:
+    """Returns the model with its tuner, and what is to be known of what the tuner trains."""
     base = AutoModelForCausalLM.from_config(
         settings,
         dtype=dtypes.weights,
@@ -304,8 +309,10 @@ def _build(config: TrainConfig, settings: Any, dtypes: Dtypes, attention: Attent
         trust_remote_code=config.trust_remote_code,
     )
     base.config.use_cache = False
+    base.config.get_text_config()._experts_implementation = _EXPERTS
     # a start that reads the weights takes no memory of its own
     plain = "false" if config.init_weights == "false" else "true"
+    notes = [note.split(": ", 1)[1] for note in notes_on_targets(base, config)]
     model = apply_tuner(base, replace(config, init_weights=plain))
     model.train()
     if config.gradient_checkpointing:
@@ -313,7 +320,37 @@ def _build(config: TrainConfig, settings: Any, dtypes: Dtypes, attention: Attent
         # the offloading kind needs a GPU, and keeps what the full one keeps
         arguments = checkpointing_arguments("full" if kind == "offload" else kind)
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
-    return model
+    return model, notes
+
+
+def _experts(module: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """Runs experts as if all tokens chose the first one: the tensors are as large as in products by groups.
+
+    Args:
+        module: The experts of a layer, as Transformers lays them out.
+        hidden: `[tokens, width]`.
+        chosen: The experts of each token, `[tokens, k]`.
+        weights: Their weights, `[tokens, k]`.
+    """
+    inputs = hidden.repeat_interleave(chosen.shape[1], dim=0)
+
+    def product(values: Tensor, name: str) -> Tensor:
+        matrix = getattr(module, name)[0]
+        found: Tensor = values @ (matrix if module.is_transposed else matrix.T)
+        if module.has_bias:
+            found = found + getattr(module, f"{name}_bias")[0]
+        return found
+
+    if module.has_gate:
+        inner = module._apply_gate(product(inputs, "gate_up_proj"))
+    else:
+        inner = module.act_fn(product(inputs, "up_proj"))
+    found = product(inner, "down_proj") * weights.reshape(-1, 1)
+    total: Tensor = found.view(*chosen.shape, -1).sum(dim=1).to(hidden.dtype)
+    return total
+
+
+ALL_EXPERTS_FUNCTIONS.register(_EXPERTS, _experts)
 
 
 def _make_fake(model: nn.Module) -> None:

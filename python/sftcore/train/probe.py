@@ -28,6 +28,15 @@ def why_not_packed(model: Any, kind: InputKind) -> str | None:
         model: A causal language model, on its device.
         kind: How it takes batches.
     """
+    return compare_packed(model, kind)[0]
+
+
+def compare_packed(model: Any, kind: InputKind) -> tuple[str | None, float | None]:
+    """Returns what goes wrong when examples share a row, as `why_not_packed`, and the measure of it.
+
+    The measure is the largest difference of a logit from that of separate rows, over the deviation of all logits; none
+    where the model refuses such rows.
+    """
     examples, other = _examples(model), _examples(model, seed=1)
     with _evaluating(model):
         try:
@@ -35,18 +44,19 @@ def why_not_packed(model: Any, kind: InputKind) -> str | None:
             changed = _packed(model, [other[0], *examples[1:]], kind)
             alone = [_logits(model, {"input_ids": ids[None]})[0] for ids in examples]
         except (ValueError, RuntimeError, NotImplementedError, TypeError) as error:
-            return f"the model refuses them ({type(error).__name__}: {error})"
+            return f"the model refuses them ({type(error).__name__}: {error})", None
     first = _LENGTHS[0]
     scale = float(together.std())
     leak = float((together[first:] - changed[first:]).abs().max()) / scale
+    distance = float((together - torch.cat(alone)).abs().max()) / scale
     # kernels sum in another order for other values, but the tokens of one example never reach another
     exact = together.dtype == torch.float32 and next(model.parameters()).dtype == torch.float32
     if leak > (1e-4 if exact else 1e-2):
-        return f"an example changes the logits of the next by {leak:.2g} of their deviation"
-    distance = float((together - torch.cat(alone)).abs().max()) / scale
+        return f"an example changes the logits of the next by {leak:.2g} of their deviation", leak
     if distance > (1e-3 if exact else 0.25):
-        return f"logits differ from those of separate rows by {distance:.2g} of their deviation"
-    return None
+        reason = f"logits differ from those of separate rows by {distance:.2g} of their deviation"
+        return reason, distance
+    return None, max(leak, distance)
 
 
 def needs_mask(model: Any) -> bool:

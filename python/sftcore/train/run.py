@@ -31,6 +31,7 @@ from sftcore.train.open import open_model, padded
 from sftcore.train.optimizers import choose_optimizer
 from sftcore.train.output import make_run_folder, write_args, write_environment
 from sftcore.train.progress import ShowProgress
+from sftcore.train.proofs import Proof, as_dicts, describe_proofs, proofs_at_end, proofs_at_start
 from sftcore.train.resume import (
     GoOn,
     Resume,
@@ -52,7 +53,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Returns:
         `best_model_checkpoint`, `last_model_checkpoint`, `best_metric` (that of
         `best_model_checkpoint`, None without evaluation), `global_step`, `log_history`, `output_dir`, `data` (the
-        report of the loader), and `speed` (seconds, tokens, rates, shares and `memory_gib`). With `dry_run`, the plan.
+        report of the loader), `speed` (seconds, tokens, rates, shares and `memory_gib`), and `proved` (what was
+        checked, with `name`, `outcome`, `detail` and `value`). With `dry_run`, the plan.
 
     Raises:
         SftcoreError: A setting, a row, the template or the tokenizer is wrong. Nothing is written
@@ -98,8 +100,9 @@ def _train(config: TrainConfig, engine: Engine, lock: RunLock, stack: ExitStack)
     set_seed(config.seed)
     opened = open_model(config, folder, engine, new_tokens)
     if opened.padding_reason:
-        config = padded(config)
+        config = padded(config, engine.world.data_size)
         train_loader, eval_loader = open_loaders(config, encoder, engine.world)
+    proofs = proofs_at_start(opened, train_loader, config, engine)
     engine.share(opened.model)
     unknown = check_vocabulary(encoder, opened.model.config)
     for line in (engine.describe(), *opened.lines, note, unknown):
@@ -166,7 +169,7 @@ def _train(config: TrainConfig, engine: Engine, lock: RunLock, stack: ExitStack)
             reporter.stop()
     step = trainer.state.global_step
     stopping.raise_if_stopped(str(run_folder / f"checkpoint-{step}"), step, steps.total)
-    return _finish(trainer, run_folder)
+    return _finish(trainer, run_folder, proofs)
 
 
 def _begin_folder(
@@ -186,12 +189,14 @@ def _begin_folder(
     return run_folder
 
 
-def _finish(trainer: SftTrainer, run_folder: Path) -> dict[str, Any]:
-    """Says and writes what a run that came to its end has reached."""
-    result = _result(trainer, run_folder, trainer.train_loader)
+def _finish(trainer: SftTrainer, run_folder: Path, proofs: list[Proof]) -> dict[str, Any]:
+    """Says and writes what a run that came to its end has reached, and what of it was checked."""
+    proofs = [*proofs, *proofs_at_end(trainer)]
+    result = _result(trainer, run_folder, trainer.train_loader, proofs)
     if trainer.config.load_best_model_at_end and trainer.is_world_process_zero():
         copy_best(Path(result["best_model_checkpoint"]), run_folder)
     say(describe_speed(result["speed"]))
+    say(describe_proofs(proofs))
     say(f"best checkpoint: {result['best_model_checkpoint']}; curves: {run_folder / 'images'}")
     return result
 
@@ -244,7 +249,10 @@ def _describe_steps(config: TrainConfig, steps: Steps, world_size: int, run_fold
 
 
 def _result(
-    trainer: SftTrainer, run_folder: Path, train_loader: BatchLoader | StreamLoader
+    trainer: SftTrainer,
+    run_folder: Path,
+    train_loader: BatchLoader | StreamLoader,
+    proofs: list[Proof],
 ) -> dict[str, Any]:
     state = trainer.state
     last = run_folder / f"checkpoint-{state.global_step}"
@@ -257,6 +265,7 @@ def _result(
         "output_dir": str(run_folder),
         "data": train_loader.report,
         "speed": trainer.speed.summary(trainer.gather),
+        "proved": as_dicts(proofs),
     }
     if state.is_world_process_zero:
         text = json.dumps(finite(result), ensure_ascii=False, indent=2)

@@ -10,6 +10,7 @@ import peft
 import torch
 from peft import get_peft_model
 from peft.tuners.boft.layer import get_fbd_cuda
+from peft.tuners.lora import LoraLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING
 from torch import nn
 
@@ -17,6 +18,8 @@ from sftcore.config import TrainConfig
 from sftcore.config.tuner import LOW_RANK
 from sftcore.errors import ConfigError
 from sftcore.tuners.adalora import AdaLoraModel
+from sftcore.tuners.exact import ADAPTER
+from sftcore.tuners.experts import adapted_parameter, short_parameters
 from sftcore.tuners.loftq import start_from_quantized
 from sftcore.tuners.new_rows import keep_rows_alone, rows_of
 from sftcore.tuners.residual import ResidualModel
@@ -55,6 +58,8 @@ def add_adapter(model: Any, config: TrainConfig, new_rows: Sequence[int] = ()) -
         raise ConfigError(
             f"--tuner_type {config.tuner_type} does not fit this model: {error}"
         ) from error
+    if targets.parameters and config.lora_dropout:
+        _drop_out(tuned, config.lora_dropout)
     if config.init_weights == "loftq":
         start_from_quantized(tuned, folder, trust_remote_code=config.trust_remote_code)
     if new_rows:
@@ -64,6 +69,16 @@ def add_adapter(model: Any, config: TrainConfig, new_rows: Sequence[int] = ()) -
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(getattr(torch, config.lora_dtype))
     return tuned
+
+
+def _drop_out(model: Any, share: float) -> None:
+    """Sets the dropout of the LoRA of linear layers; that of parameters has none, as it never sees its input.
+
+    The configuration says 0 for all, as PEFT loads no adapter on parameters otherwise; without training they are alike.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and adapted_parameter(module) is None:
+            module.lora_dropout[ADAPTER] = nn.Dropout(share)
 
 
 def _kind(config: TrainConfig, *, ties_lora: bool) -> Callable[[Any, Any], Any] | None:
@@ -152,7 +167,7 @@ def _low_rank(model: Any, config: TrainConfig, targets: Targets, shared: dict[st
     settings = {
         **shared,
         "lora_alpha": config.lora_alpha,
-        "lora_dropout": config.lora_dropout,
+        "lora_dropout": 0.0 if targets.parameters else config.lora_dropout,
         "bias": config.lora_bias,
         # Conv1D of GPT-2 lies the other way round
         "fan_in_fan_out": any(not isinstance(child, nn.Linear | nn.Embedding) for child in chosen),
@@ -175,8 +190,10 @@ def _low_rank(model: Any, config: TrainConfig, targets: Targets, shared: dict[st
     start = {"true": True, "false": False, "loftq": True}.get(
         config.init_weights, config.init_weights
     )
+    names = [name for name, _ in model.named_parameters()]
     return peft.LoraConfig(
         **settings,
+        target_parameters=short_parameters(targets.parameters, names) or None,
         r=config.lora_rank,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,

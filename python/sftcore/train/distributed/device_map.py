@@ -15,6 +15,7 @@ from sftcore.config import TrainConfig
 from sftcore.errors import ConfigError, SftcoreError
 from sftcore.train.distributed.engine import Engine
 from sftcore.train.distributed.world import World
+from sftcore.tuners.experts import refuse_parameters
 
 if TYPE_CHECKING:
     from sftcore.train.trainer import SftTrainer
@@ -91,6 +92,7 @@ class DeviceMapEngine(Engine):
         super().check(trainer)
         if not self.spreads:
             return
+        refuse_parameters(trainer.model, f"--device_map {self.config.device_map}")
         used = {parameter.device for parameter in trainer.model.parameters()}
         if len(used) < 2 and self.config.device_map not in ("auto", "sequential"):
             raise SftcoreError(f"asked for {self.name}, but all of the model is on {used.pop()}")

@@ -20,6 +20,7 @@ from sftcore.train.distributed.engine import Engine
 from sftcore.train.distributed.spread import SpreadEngine
 from sftcore.train.distributed.tensor_layers import Group, Parter, Split
 from sftcore.train.distributed.world import World
+from sftcore.tuners.experts import refuse_parameters
 
 if TYPE_CHECKING:
     from sftcore.train.trainer import SftTrainer
@@ -84,6 +85,7 @@ class TensorParallelEngine(SpreadEngine):
     def spread(self, model: Any) -> None:
         """Parts the layers by the plan of the model, then moves what is left to the device of this rank."""
         assert self._group is not None
+        refuse_parameters(model, "--tensor_parallel_size")
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         layers = planned_layers(base)
         check_sizes(base, layers, self._group.size)
