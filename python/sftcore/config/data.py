@@ -62,8 +62,8 @@ class DataConfig:
     control_tokens_in_content: Literal["parse", "text"] = "parse"
     """Control tokens written in a message: the tokens, as in Transformers, or plain text."""
     on_lost_content: Literal["warn", "raise", "skip"] = "warn"
-    """What becomes of a row of which the chat template leaves out words, reasoning, calls or tools: trained and counted,
-    an error, or left out and counted."""
+    """What becomes of a row of which the chat template leaves out words, reasoning, calls or tools: trained and
+    counted (warn), an error (raise), or left out and counted (skip)."""
     append_eos: bool = False
     """Adds the tokenizer's eos, trained, to a chat whose last answer no token ends."""
     chat_template_kwargs: str = "{}"

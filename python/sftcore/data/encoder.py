@@ -138,8 +138,8 @@ class TurnEnds:
             return f"the answer at the end of a chat ends with no token that stops generation: {remedy}"
         if self.inner is None:
             return (
-                "answers inside a chat end with no token that stops generation: only the last answer of a row teaches the "
-                "model to stop"
+                "answers inside a chat end with no token that stops generation: only the last answer of a row "
+                "teaches the model to stop"
             )
         return None
 
@@ -394,7 +394,7 @@ class Encoder:
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """Ids that end an answer: eos and the tokens that close turns, at the end of a chat, inside it, after a call."""
+        """Ids that end an answer: eos and the tokens that close turns, at the end of a chat, inside, after a call."""
         ends = [self._core.token_to_id(token) for token in self.turn_ends.tokens]
         return sorted({token for token in (self.eos_token_id, *ends) if token is not None})
 

@@ -139,8 +139,8 @@ def describe_data(train_loader: BatchLoader | StreamLoader, eval_loader: BatchLo
             lines += [f"  {count:,} x {reason}" for reason, count in report["bad_reasons"].items()]
             lines += [f"  at {text}" for text in report["first_bad"]]
     lines += [
-        f"warning: the chat template leaves out {lost['kind']} in {lost['rows']:,} of {report['rows']:,} rows (the first: "
-        f"{lost['first']}); --on_lost_content raise or skip refuses such rows"
+        f"warning: the chat template leaves out {lost['kind']} in {lost['rows']:,} of {report['rows']:,} rows "
+        f"(the first: {lost['first']}); --on_lost_content raise or skip refuses such rows"
         for lost in report["lost"]
     ]
     for name, text in {
