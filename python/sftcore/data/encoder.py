@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sftcore import _core
 from sftcore._core import Example
+from sftcore.data.model_names import tokenizer_folder
 from sftcore.errors import ConfigError, TemplateError
 
 if TYPE_CHECKING:
@@ -190,8 +191,8 @@ class Encoder:
         """Reads the tokenizer of a model folder.
 
         Args:
-            folder: Holds `tokenizer.json`, `tokenizer_config.json` and perhaps
-                `chat_template.jinja`.
+            folder: Holds `tokenizer.json`, `tokenizer_config.json` and perhaps `chat_template.jinja`; or
+                another name of a model: a run folder, a checkpoint, a `.gguf` file, a short name, a hub's id.
             template: `auto` (the folder's own), a packaged name, or the path of a `.jinja` file.
             max_length: The longest example in tokens; None sets no limit.
             truncation_strategy: What happens to longer rows: `delete` leaves them out and counts
@@ -221,9 +222,7 @@ class Encoder:
             TemplateError: The chat template does not compile.
             ConfigError: A setting is out of range.
         """
-        path = Path(folder)
-        if not path.is_dir():
-            raise FileNotFoundError(f"{folder}: no such folder with a tokenizer")
+        path = tokenizer_folder(folder)
         if max_length is not None and max_length < 2:
             raise ConfigError(f"max_length {max_length} is out of range: expected 2 or more")
         settings: dict[str, Any] = {

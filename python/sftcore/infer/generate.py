@@ -15,6 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from sftcore.config import InferConfig
 from sftcore.config.quantization import QuantizationConfig
 from sftcore.data import Encoder
+from sftcore.data.model_names import checkpoint_of
 from sftcore.data.prompts import Message
 from sftcore.errors import ConfigError, SftcoreError
 from sftcore.models import load_model, load_settings, pick_dtype, quieten, resolve_model
@@ -66,7 +67,13 @@ class Chat:
     def __init__(self, config: InferConfig) -> None:
         quieten()
         adapters = Path(config.adapters) if config.adapters else None
-        folder = base_of(adapters, config.model) if adapters else resolve_model(str(config.model))
+        given = config.model
+        if adapters is None and given and Path(given).expanduser().is_dir():
+            named = checkpoint_of(Path(given).expanduser())
+            # the checkpoint of an adapter, or a run that made one, named as the model
+            if not (named / "config.json").is_file() and (named / "adapter_config.json").is_file():
+                adapters, given = named, None
+        folder = base_of(adapters, given) if adapters else resolve_model(str(given))
         # a checkpoint carries the tokenizer and the template that its training used
         home = adapters if adapters and (adapters / "tokenizer.json").is_file() else folder
         # what training rendered, inference renders

@@ -1,6 +1,7 @@
 """The name of a model to a folder that Transformers can load.
 
-A name is a folder, a `.gguf` file, a short name of `registry.toml`, or the id of a hub.
+A name is a folder, a run folder or one of its checkpoints, a `.gguf` file, a short name of `registry.toml`,
+or the id of a hub.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from sftcore.config.folders import cache_folder
 from sftcore.config.schema import did_you_mean
+from sftcore.data.model_names import checkpoint_of
 from sftcore.errors import ConfigError
 from sftcore.models.gguf import convert_gguf
 
@@ -41,9 +43,11 @@ def resolve_model(name: str, *, weights: bool = True) -> Path:
     """
     path = Path(name).expanduser()
     if path.is_dir():
+        path = checkpoint_of(path)
         if not (path / "config.json").is_file():
             raise ConfigError(
-                f"{name} is a folder without config.json, so no model; a LoRA checkpoint goes to --adapters"
+                f"{name} is a folder without config.json, so no model by itself; the checkpoint of an adapter goes to "
+                "--adapters of infer and merge, and to --resume_from_checkpoint of train"
             )
         return path
     if path.suffix == ".gguf":

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
+use super::lazy::Lazy;
 use super::python::MAX_DEPTH;
 
 /// The widest indent.
@@ -80,7 +81,13 @@ fn write_value(
         ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
         ValueKind::Number => write_number(out, value),
         ValueKind::String => write_string(out, value.as_str().unwrap_or_default(), style.ensure_ascii),
-        ValueKind::Seq | ValueKind::Iterable => {
+        ValueKind::Iterable => {
+            let kind = value.downcast_object_ref::<Lazy>().map_or("range", Lazy::kind);
+            return Err(wrong(format!(
+                "Object of type {kind} is not JSON serializable; put |list before |tojson"
+            )));
+        }
+        ValueKind::Seq => {
             let items: Vec<Value> = value.try_iter()?.collect();
             write_items(out, style, depth, ('[', ']'), &items, |out, item| {
                 write_value(out, item, style, depth + 1, state)

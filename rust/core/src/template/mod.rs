@@ -6,11 +6,14 @@
 
 mod compiled;
 mod controls;
+mod expression;
 mod fuel;
 mod json;
+mod lazy;
 mod literals;
 mod marks;
 mod pieces;
+mod print;
 mod probes;
 mod python;
 mod rendered;
@@ -22,7 +25,7 @@ use std::sync::{Arc, RwLock};
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, ErrorKind as JinjaErrorKind, Value};
+use minijinja::{Environment, ErrorKind as JinjaErrorKind, Value, filters};
 use serde_json::{Map, Value as Json};
 
 use crate::conversation::{Conversation, Message, VERBATIM_CALL};
@@ -359,16 +362,26 @@ fn new_environment() -> Result<Environment<'static>> {
     environment.set_unknown_method_callback(python::unknown_method);
     environment.add_filter(python::EACH, python::each);
     environment.add_filter(python::KEEP, python::keep);
-    environment.add_filter("trim", python::trim);
+    environment.set_formatter(print::formatter);
+    environment.add_filter(print::TEXT, print::text);
+    environment.add_filter("string", print::text);
+    environment.add_filter("trim", print::trim);
+    environment.add_filter("join", print::join);
+    environment.add_filter("replace", print::replace);
+    environment.add_filter("lower", print::on_text(str::to_lowercase));
+    environment.add_filter("upper", print::on_text(str::to_uppercase));
+    environment.add_filter("title", print::on_text(|text| filters::title(text.into())));
+    environment.add_filter("capitalize", print::on_text(print::capitalize));
+    environment.add_filter("list", python::list);
+    lazy::add_filters(&mut environment);
     environment.add_filter("tojson", json::tojson);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", move |format: &str| {
         jiff::fmt::strtime::format(format, &now)
             .map_err(|error| minijinja::Error::new(JinjaErrorKind::InvalidOperation, error.to_string()))
     });
-    // to Jinja2 `none` cannot be iterated (templates get `tools=None` from Transformers), but what is
-    // undefined can
-    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
+    environment.add_test("iterable", python::is_iterable);
+    environment.add_test("sequence", python::is_sequence);
     Ok(environment)
 }
 

@@ -9,10 +9,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use minijinja::value::{Object, ObjectRepr, ValueKind};
-use minijinja::{Error, ErrorKind, State, Value};
+use minijinja::{Error, ErrorKind, State, Value, filters};
 use minijinja_contrib::pycompat;
 
+use super::expression::{filter_loop, print_operands};
+use super::lazy::Lazy;
 use super::marks;
+use super::print::not_iterable;
 
 /// The filter that [`rewrite`] puts on what is looped over.
 pub(super) const EACH: &str = "each__";
@@ -63,26 +66,49 @@ pub(super) fn unknown_method(
             return Ok(Value::from(stripped));
         }
     }
+    if let (ValueKind::Map, []) = (value.kind(), arguments) {
+        let name = match method {
+            "items" => Some("dict_items"),
+            "keys" => Some("dict_keys"),
+            "values" => Some("dict_values"),
+            _ => None,
+        };
+        if let Some(name) = name.filter(|_| !value.is_undefined()) {
+            let found = pycompat::unknown_method_callback(state, value, method, arguments)?;
+            return Ok(Lazy::view(name, found.try_iter()?.collect()));
+        }
+    }
     pycompat::unknown_method_callback(state, value, method, arguments)
 }
 
-/// The filter `trim`, with or without the characters to take away.
-pub(super) fn trim(value: &Value, characters: Option<&str>) -> String {
-    let text = value.to_string();
-    match characters {
-        None => marks::trim(&text).to_owned(),
-        Some(characters) => text.trim_matches(|character| characters.contains(character)).to_owned(),
+/// What a loop runs over: a string is its characters, whose number is then known, and `none` is refused.
+pub(super) fn each(value: Value) -> Result<Value, Error> {
+    if value.is_none() {
+        return Err(not_iterable("NoneType"));
     }
+    if let Some(text) = value.as_str() {
+        return Ok(text.chars().map(|character| Value::from(character.to_string())).collect());
+    }
+    // so that the number of what a generator gives is known
+    let is_lazy = value.downcast_object_ref::<Lazy>().is_some();
+    if is_lazy { Ok(value.try_iter()?.collect()) } else { Ok(value) }
 }
 
-/// The characters of a string, whose number is then known; anything else as it is.
-pub(super) fn each(value: Value) -> Value {
-    match value.as_str() {
-        Some(text) => {
-            Value::from(text.chars().map(|character| Value::from(character.to_string())).collect::<Vec<_>>())
-        }
-        None => value,
-    }
+/// The filter `list`, which refuses `none` as Python does.
+pub(super) fn list(state: &State, value: Value) -> Result<Value, Error> {
+    if value.is_none() { Err(not_iterable("NoneType")) } else { filters::list(state, value) }
+}
+
+/// The test `sequence`: what has a length and takes an index, texts and dicts too.
+pub(super) fn is_sequence(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Undefined)
+}
+
+/// The test `iterable`: to Jinja2 `none` is not (templates get `tools=None` from Transformers), but what is undefined.
+pub(super) fn is_iterable(value: &Value) -> bool {
+    // looked at, a generator would be empty
+    let is_lazy = value.downcast_object_ref::<Lazy>().is_some();
+    is_lazy || (!value.is_none() && value.try_iter().is_ok())
 }
 
 /// What a namespace is to keep, unchanged. Only there can a loop nest a value once more at each turn, and one that is nested
@@ -113,8 +139,10 @@ fn check_depth(state: &State, value: &Value, depth: usize) -> Result<(), Error> 
 
 /// `source` with what this module needs put in.
 pub(super) fn rewrite(source: &str) -> String {
+    // Jinja2 reads every end of a line as this one
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len() + 64);
-    let mut rest = source;
+    let mut rest = source.as_str();
     while let Some(at) = rest.find("{%").into_iter().chain(rest.find("{{")).chain(rest.find("{#")).min() {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
@@ -137,6 +165,10 @@ pub(super) fn rewrite(source: &str) -> String {
         rest = &rest[end..];
         if !is_comment && word_of(code) == "raw" {
             let raw = raw_length(rest);
+            // Jinja2 keeps the line end after this one tag
+            if rest.starts_with('\n') && !code.ends_with("-%}") {
+                out.push('\n');
+            }
             out.push_str(&rest[..raw]);
             rest = &rest[raw..];
         }
@@ -178,7 +210,7 @@ fn code_length(block: &str, close: &str) -> usize {
 }
 
 /// The length of the string literal that `text` begins with.
-fn string_length(text: &str) -> Option<usize> {
+pub(super) fn string_length(text: &str) -> Option<usize> {
     let quote = text.chars().next().filter(|quote| matches!(quote, '"' | '\''))?;
     let mut escaped = false;
     let end = text.char_indices().skip(1).find(|&(_, character)| {
@@ -190,7 +222,7 @@ fn string_length(text: &str) -> Option<usize> {
 }
 
 fn rewrite_code(code: &str) -> String {
-    let code = keep_checked(&loop_over_each(code));
+    let code = keep_checked(&print_operands(&filter_loop(code, EACH)));
     let mut out = String::with_capacity(code.len() + 16);
     let mut at = 0;
     while at < code.len() {
@@ -213,26 +245,6 @@ fn rewrite_code(code: &str) -> String {
         at += length;
     }
     out
-}
-
-/// `for x in a.b` with the filter [`EACH`] on `a.b`; other expressions give no strings to loop over.
-fn loop_over_each(code: &str) -> String {
-    let inner = code.trim_start_matches("{%").trim_start_matches(['-', '+']).trim_start();
-    let path = inner
-        .strip_prefix("for ")
-        .and_then(|rest| rest.split_once(" in "))
-        .map(|(_, rest)| rest.trim_start())
-        .filter(|_| code.starts_with("{%"));
-    let Some(path) = path else { return code.to_owned() };
-    let length =
-        path.find(|next: char| !(next.is_alphanumeric() || matches!(next, '_' | '.'))).unwrap_or(path.len());
-    let after = path[length..].trim_start();
-    let ends = ["%}", "-%}", "+%}", "if "].into_iter().any(|end| after.starts_with(end));
-    if length == 0 || !ends || path[..length].ends_with('.') {
-        return code.to_owned();
-    }
-    let at = code.len() - path.len() + length;
-    format!("{}|{EACH}{}", &code[..at], &code[at..])
 }
 
 /// `set a.b = c` with the filter [`KEEP`] on `c`; a block that is set has it after its own filters.
@@ -261,12 +273,12 @@ mod tests {
 
     #[test]
     fn only_code_is_rewritten() {
-        let same =
-            "a.items {# x.items #}{{ 'x.items }}' }}{{ x.items() }}{{ x.items_of }}{% for a in f(x) %}";
+        let same = "a.items {# x.items #}{{ 'x.items }}' }}{{ x.items() }}{{ x.items_of }}";
         assert_eq!(rewrite(same), same);
         assert_eq!(rewrite("{{ x.items.y }}"), "{{ x.bound__items().y }}");
         assert_eq!(rewrite("{%- for a in b.c -%}"), "{%- for a in b.c|each__ -%}");
         assert_eq!(rewrite("{% for a in b if a %}"), "{% for a in b|each__ if a %}");
+        assert_eq!(rewrite("{% raw %}\r\na{% endraw %}\n"), "{% raw %}\n\na{% endraw %}\n");
         let raw = "{% raw %}{% for a in b %}{{ ' {%- endraw %}";
         assert_eq!(rewrite(&format!("{raw}{{% for a in b %}}")), format!("{raw}{{% for a in b|each__ %}}"));
     }
