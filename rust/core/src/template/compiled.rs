@@ -25,7 +25,8 @@ use super::controls::Controls;
 use super::literals::string_literals;
 use super::marks::{leading_white_space, trim};
 use super::rendered::{Rendered, Segment};
-use super::spans::{Followed, rest_of_prompt};
+use super::spans::Followed;
+use super::starts::rest_of_prompt;
 use super::{ChatTemplate, marks};
 
 /// Settings that have a form of their own, at most; rows with further ones go through Jinja.

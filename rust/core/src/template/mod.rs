@@ -5,6 +5,7 @@
 //! bytes of it are trained (see [`spans`](self)).
 
 mod compiled;
+mod contents;
 mod controls;
 mod expression;
 mod fuel;
@@ -18,6 +19,7 @@ mod probes;
 mod python;
 mod rendered;
 mod spans;
+mod starts;
 mod stops;
 mod tags;
 
@@ -58,6 +60,9 @@ pub struct SpecialTokens {
     pub eos: Vec<String>,
 }
 
+/// Arguments of a template, and what probes found with them.
+type Probed = (Map<String, Json>, Arc<Probes>);
+
 /// A compiled chat template.
 #[expect(clippy::struct_excessive_bools, reason = "what a template can do, each by itself")]
 pub struct ChatTemplate {
@@ -75,7 +80,7 @@ pub struct ChatTemplate {
     tags: AhoCorasick,
     tokens: TokenFinder,
     /// How turns open and close, by the arguments of rows; the first without any.
-    probed: RwLock<Vec<(Map<String, Json>, Arc<Probes>)>>,
+    probed: RwLock<Vec<Probed>>,
     /// Shapes of conversations that need no Jinja any more.
     compiled: compiled::Forms,
 }
@@ -128,7 +133,7 @@ impl ChatTemplate {
 
     /// How turns open and close with `kwargs` as the template's arguments.
     fn probes(&self, kwargs: &Map<String, Json>) -> Arc<Probes> {
-        let find = |known: &[(Map<String, Json>, Arc<Probes>)]| {
+        let find = |known: &[Probed]| {
             known.iter().find(|(arguments, _)| arguments == kwargs).map(|(_, probes)| probes.clone())
         };
         if let Some(probes) = self.probed.read().ok().and_then(|known| find(&known)) {

@@ -41,7 +41,7 @@ pub(super) struct Piece {
 #[derive(Debug, Default)]
 pub(super) struct Pieces {
     /// In order of the text.
-    pub(super) pieces: Vec<Piece>,
+    pub(super) list: Vec<Piece>,
     /// In order of the messages.
     pub(super) stretches: Vec<Stretch>,
     /// Of each stretch, whether its marks left the render as it was, so that one without a piece is not in the text.
@@ -60,7 +60,7 @@ impl Pieces {
     /// Whether `number` is in `text`, as far as can be told.
     pub(super) fn is_shown(&self, number: usize, text: &str) -> bool {
         if self.is_followed[number] {
-            return self.pieces.iter().any(|piece| piece.stretch == number);
+            return self.list.iter().any(|piece| piece.stretch == number);
         }
         text.contains(self.stretches[number].text.as_str())
     }
@@ -200,7 +200,7 @@ impl ChatTemplate {
         text: &str,
     ) -> Pieces {
         let (_, stretches) = self.marked_values(messages, &[]);
-        let mut found = Pieces { pieces: Vec::new(), is_followed: vec![false; stretches.len()], stretches };
+        let mut found = Pieces { list: Vec::new(), is_followed: vec![false; stretches.len()], stretches };
         if marks::has_marks(text) {
             return found;
         }
@@ -216,11 +216,15 @@ impl ChatTemplate {
             }
             renders += 1;
             let mut is_wanted = vec![false; found.stretches.len()];
-            numbers.iter().for_each(|&number| is_wanted[number] = true);
+            for &number in &numbers {
+                is_wanted[number] = true;
+            }
             let marked = self.render_marked(messages, conversation, add_generation_prompt, &is_wanted);
             if let Some(marks) = marked.ok().filter(|(unmarked, _)| unmarked == text).map(|(_, marks)| marks)
             {
-                numbers.iter().for_each(|&number| found.is_followed[number] = true);
+                for &number in &numbers {
+                    found.is_followed[number] = true;
+                }
                 found.add(&marks);
                 continue;
             }
@@ -237,10 +241,10 @@ impl ChatTemplate {
                 queue.extend([other, one]);
             }
         }
-        found.pieces.sort_by_key(|piece| (piece.start, piece.end, piece.stretch));
+        found.list.sort_by_key(|piece| (piece.start, piece.end, piece.stretch));
         // what is written once more (the name of a call before the answer of its tool) is not said there
         let mut is_known = vec![false; found.stretches.len()];
-        found.pieces.retain(|piece| !std::mem::replace(&mut is_known[piece.stretch], true));
+        found.list.retain(|piece| !std::mem::replace(&mut is_known[piece.stretch], true));
         found
     }
 
@@ -268,7 +272,7 @@ impl Pieces {
                         .iter()
                         .rposition(|(begun, _)| *begun == stretch)
                         .map(|place| open.remove(place).1);
-                    self.pieces.push(Piece {
+                    self.list.push(Piece {
                         start: start.unwrap_or(at),
                         end: at,
                         stretch,
@@ -280,6 +284,6 @@ impl Pieces {
         }
         let cut =
             open.into_iter().map(|(stretch, at)| Piece { start: at, end: at, stretch, is_whole: false });
-        self.pieces.extend(cut);
+        self.list.extend(cut);
     }
 }

@@ -86,6 +86,7 @@ pub(super) fn replace(
     Ok(text.replacen(&old, &new, matches))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "minijinja hands over owned arguments")]
 /// The filter `join(d, attribute)`.
 pub(super) fn join(
     state: &State,

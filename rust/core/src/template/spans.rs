@@ -20,6 +20,7 @@ use super::marks::{self, Mark, leading_white_space, take_marks};
 use super::pieces::Pieces;
 use super::probes::Probes;
 use super::rendered::{Lost, Part, Rendered, Segment};
+use super::starts::ends_at_border;
 use super::stops::{Closing, shared_prefix};
 use super::{ChatTemplate, TAGGED};
 
@@ -37,22 +38,22 @@ struct Turn {
 
 /// Pieces of one message with none of another between them.
 #[derive(Debug, Clone, Copy)]
-struct Run {
-    message: usize,
-    first: usize,
-    last: usize,
+pub(super) struct Run {
+    pub(super) message: usize,
+    pub(super) first: usize,
+    pub(super) last: usize,
 }
 
 /// One conversation on its way through a template.
-struct Tracker<'a> {
-    template: &'a ChatTemplate,
-    conversation: &'a Conversation,
-    probes: Arc<Probes>,
-    text: &'a str,
-    pieces: &'a Pieces,
-    runs: Vec<Run>,
+pub(super) struct Tracker<'a> {
+    pub(super) template: &'a ChatTemplate,
+    pub(super) conversation: &'a Conversation,
+    pub(super) probes: Arc<Probes>,
+    pub(super) text: &'a str,
+    pub(super) pieces: &'a Pieces,
+    pub(super) runs: Vec<Run>,
     /// What joins a turn to the piece before it → how much of it the prompt gives.
-    given: HashMap<String, Option<usize>>,
+    pub(super) given: HashMap<String, Option<usize>>,
 }
 
 /// A conversation that went through the template, with what is trained of it.
@@ -103,13 +104,13 @@ impl ChatTemplate {
         let (spans, endless_turns) = tracker.segments(controls)?;
         let contents = tracker.contents();
         let lost = tracker.lost();
-        Ok(Followed { spans, contents, lost, endless_turns, text })
+        Ok(Followed { text, spans, contents, lost, endless_turns })
     }
 }
 
 fn runs_of(pieces: &Pieces) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
-    for (number, piece) in pieces.pieces.iter().enumerate() {
+    for (number, piece) in pieces.list.iter().enumerate() {
         let message = pieces.message_of(piece);
         match runs.last_mut() {
             Some(run) if run.message == message => run.last = number,
@@ -238,8 +239,8 @@ impl Tracker<'_> {
                 keep(self.turn(number).map(Some), message)?;
             }
         }
-        for message in 0..messages.len() {
-            if is_wanted(&messages[message]) && self.runs.iter().all(|run| run.message != message) {
+        for (message, said) in messages.iter().enumerate() {
+            if is_wanted(said) && self.runs.iter().all(|run| run.message != message) {
                 keep(self.turn_without_pieces(message), message)?;
             }
         }
@@ -257,7 +258,7 @@ impl Tracker<'_> {
 
     fn turn(&mut self, number: usize) -> Result<Turn> {
         let Run { message, first, last } = self.runs[number];
-        let (first, last) = (self.pieces.pieces[first], self.pieces.pieces[last]);
+        let (first, last) = (self.pieces.list[first], self.pieces.list[last]);
         let is_assistant = self.conversation.messages[message].role == "assistant";
         let is_first = self.runs[..number].iter().all(|run| run.message != message);
         let start = match (is_assistant, is_first) {
@@ -269,7 +270,7 @@ impl Tracker<'_> {
             return Err(unplaced(&format!("the turn of messages[{message}] ends before it begins")));
         }
         let after = self.runs.get(number + 1);
-        let bound = after.map_or(self.text.len(), |run| self.pieces.pieces[run.first].start);
+        let bound = after.map_or(self.text.len(), |run| self.pieces.list[run.first].start);
         let tail = &self.text[last.end..bound];
         let next_role = after.map(|run| self.conversation.messages[run.message].role);
         let (end, closing) = if !is_assistant {
@@ -330,7 +331,7 @@ impl Tracker<'_> {
             return Ok((0, Some(closing)));
         }
         let run = self.runs[number];
-        let last = self.pieces.pieces[run.last];
+        let last = self.pieces.list[run.last];
         if let Some(at_end) = self.tail_of(run.message + 1, last.stretch, false) {
             let may_be_marker = next_role.is_some_and(|role| role != "assistant");
             let shared = core(shared_prefix(tail, &at_end));
@@ -354,104 +355,17 @@ impl Tracker<'_> {
 
     /// What the template writes after `stretch` where only the first `count` messages are there; `None` where it writes
     /// something else last.
-    fn tail_of(&self, count: usize, stretch: usize, add_generation_prompt: bool) -> Option<String> {
+    pub(super) fn tail_of(
+        &self,
+        count: usize,
+        stretch: usize,
+        add_generation_prompt: bool,
+    ) -> Option<String> {
         let messages = &self.conversation.messages[..count];
         let text = self.template.render_messages(messages, self.conversation, add_generation_prompt).ok()?;
         let pieces = self.template.pieces(messages, self.conversation, add_generation_prompt, &text);
-        let last = pieces.pieces.last().filter(|piece| piece.stretch == stretch)?;
+        let last = pieces.list.last().filter(|piece| piece.stretch == stretch)?;
         Some(text[last.end..].to_owned())
-    }
-
-    /// Where the turn of an assistant message begins: the end of what the generation prompt gives.
-    fn turn_start(&mut self, number: usize) -> usize {
-        let run = self.runs[number];
-        let previous = number.checked_sub(1).map(|number| self.runs[number]);
-        let before = previous.map_or(0, |run| self.pieces.pieces[run.last].end);
-        let first = self.pieces.pieces[run.first].start;
-        let limit = self.pieces.pieces[run.last].end;
-        let trailing = previous.map_or("", |run| self.trailing_white_space(run));
-        if let Some(run) = previous {
-            let role = self.conversation.messages[run.message].role;
-            let openings = self.probes.openings.iter().filter(|(before, _)| *before == role);
-            let found = openings.flat_map(|(_, opening)| [(trailing, opening), ("", opening)]).find_map(
-                |(kept, opening)| {
-                    self.text[before..limit].strip_prefix(kept)?.strip_prefix(opening.as_str())?;
-                    Some(before + kept.len() + opening.len())
-                },
-            );
-            if let Some(at) = found {
-                return at;
-            }
-        }
-        let header = &self.text[before..first];
-        let key = format!("{} {header}", trailing.len());
-        let given = match self.given.get(&key) {
-            Some(given) => *given,
-            None => {
-                let given = self.given_by_prompt(run, previous, &self.text[before..limit], header);
-                self.given.insert(key, given);
-                given
-            }
-        };
-        if let Some(given) = given {
-            return before + given;
-        }
-        // the messages before cannot be rendered alone, or differ then: as much of the prompt as is in the header
-        // white space before the prompt may be missing at the start of a text
-        let prompt = self.probes.generation_prompt.trim_start();
-        let by_prompt = prompt_borders(prompt).find_map(|length| {
-            let at = before + header.find(&prompt[..length])? + length;
-            let repeated = shared_prefix(&self.text[at..limit], &prompt[length..]);
-            Some(at + prompt[length..length + repeated].rfind(['>', '\n']).map_or(0, |last| last + 1))
-        });
-        // nothing is given by a prompt that is not there
-        by_prompt.unwrap_or_else(|| self.later_start(number))
-    }
-
-    /// White space that the last words of `run` end with, which the template may keep.
-    fn trailing_white_space(&self, run: Run) -> &str {
-        let content = self.conversation.messages[run.message].content.as_deref().unwrap_or_default();
-        &content[content.trim_end_matches(marks::is_white_space).len()..]
-    }
-
-    /// How much of `said`, what comes after the piece before, a generation prompt writes there.
-    fn given_by_prompt(&self, run: Run, previous: Option<Run>, said: &str, header: &str) -> Option<usize> {
-        let messages = &self.conversation.messages[..run.message];
-        let opening = match previous {
-            Some(previous) => self.tail_of(run.message, self.pieces.pieces[previous.last].stretch, true)?,
-            None if messages.is_empty() => return None,
-            None => self.template.render_messages(messages, self.conversation, true).ok()?,
-        };
-        if said.starts_with(opening.as_str()) {
-            return Some(opening.len());
-        }
-        // the prompt opens more than this turn has (a forced `<think>`), or other: what both share is given
-        let prompt = self.probes.generation_prompt.trim_start();
-        let prompt_start = opening.len() - if opening.ends_with(prompt) { prompt.len() } else { 0 };
-        let shared = shared_prefix(header, &opening);
-        let cut = (prompt_start..=shared)
-            .rev()
-            .find(|&cut| opening.is_char_boundary(cut) && ends_at_border(&opening[..cut]))?;
-        let given = &opening[prompt_start..cut];
-        (!marks::trim(given).is_empty()).then_some(cut)
-    }
-
-    /// Where a message goes on after another one spoke: with what opens a call, or with its words.
-    fn later_start(&self, number: usize) -> usize {
-        let run = self.runs[number];
-        let first = self.pieces.pieces[run.first];
-        let before = number.checked_sub(1).map_or(0, |number| self.pieces.pieces[self.runs[number].last].end);
-        let header = &self.text[before..first.start];
-        if !matches!(self.pieces.part_of(&first), Part::Call(_)) {
-            return first.start;
-        }
-        // what the template writes before a call, or as much of that as is there
-        let opening = self.probes.call_opening.as_deref().unwrap_or_default();
-        let opened = shared_suffix(header, opening);
-        if opened == 0 {
-            return before + self.template.tokens.last_start(header).unwrap_or(header.len());
-        }
-        first.start - opened
     }
 
     /// The turn of a message none of whose words could be followed.
@@ -488,33 +402,35 @@ impl Tracker<'_> {
         ))
     }
 
-    /// A turn as the messages before it and up to it render, where the words cannot be followed.
+    /// What the first `count` messages render to.
+    fn render_first(&self, count: usize, add_generation_prompt: bool) -> Result<String> {
+        let messages = &self.conversation.messages[..count];
+        self.template.render_messages(messages, self.conversation, add_generation_prompt)
+    }
+
+    /// Where a turn begins as the messages before it render, where its words cannot be followed.
+    fn start_by_rendering(&self, message: usize) -> Result<usize> {
+        let prompted = self.render_first(message, true).map_err(|_| lost(message, "begins"))?;
+        let shared = shared_prefix(self.text, &prompted);
+        if shared == prompted.len() {
+            return Ok(shared);
+        }
+        let plain = self.render_first(message, false).unwrap_or_default();
+        if !prompted.starts_with(plain.as_str()) {
+            return Err(lost(message, "begins"));
+        }
+        let is_given = |cut: &usize| {
+            ends_at_border(&prompted[..*cut]) && !marks::trim(&prompted[plain.len()..*cut]).is_empty()
+        };
+        let mut cuts = (plain.len()..=shared).rev().filter(|&cut| prompted.is_char_boundary(cut));
+        cuts.find(is_given).ok_or_else(|| lost(message, "begins"))
+    }
+
+    /// A turn as the messages before it and up to it render, where its words cannot be followed.
     fn turn_by_rendering(&self, message: usize, start: Option<usize>) -> Result<Turn> {
-        let render = |count: usize, prompted| {
-            let messages = &self.conversation.messages[..count];
-            self.template.render_messages(messages, self.conversation, prompted)
-        };
-        let start = match start {
-            Some(start) => start,
-            None => {
-                let prompted = render(message, true).map_err(|_| lost(message, "begins"))?;
-                let shared = shared_prefix(self.text, &prompted);
-                let plain = render(message, false).unwrap_or_default();
-                let is_given = |cut: &usize| {
-                    ends_at_border(&prompted[..*cut]) && !marks::trim(&prompted[plain.len()..*cut]).is_empty()
-                };
-                let mut cuts = (plain.len()..=shared).rev().filter(|&cut| prompted.is_char_boundary(cut));
-                if shared == prompted.len() {
-                    shared
-                } else if prompted.starts_with(plain.as_str()) {
-                    cuts.find(is_given).ok_or_else(|| lost(message, "begins"))?
-                } else {
-                    return Err(lost(message, "begins"));
-                }
-            }
-        };
+        let start = start.map_or_else(|| self.start_by_rendering(message), Ok)?;
         let is_last = message + 1 == self.conversation.messages.len();
-        let end = match render(message + 1, false) {
+        let end = match self.render_first(message + 1, false) {
             Ok(upto) if self.text.starts_with(&upto) && start <= upto.len() => upto.len(),
             _ if is_last => self.text.len(),
             _ => return Err(lost(message, "ends")),
@@ -526,7 +442,7 @@ impl Tracker<'_> {
             let end = start + said.len();
             return Ok(Turn { start, end, stop: end - known.text.len(), message, is_ended: known.is_token });
         }
-        let bound = self.pieces.pieces.iter().map(|piece| piece.start).filter(|&at| at >= end).min();
+        let bound = self.pieces.list.iter().map(|piece| piece.start).filter(|&at| at >= end).min();
         let tail = &self.text[start + said.len()..bound.unwrap_or(self.text.len())];
         let closing = if is_last { None } else { self.known_end(tail) };
         let at = start + said.len();
@@ -539,92 +455,6 @@ impl Tracker<'_> {
             None => Turn { start, end: at, stop: at, message, is_ended: false },
         })
     }
-
-    /// Where the content of each message went, whole or in pieces, and whether it is all there.
-    fn contents(&self) -> Vec<(Vec<(usize, usize)>, bool)> {
-        let messages = self.conversation.messages.iter().enumerate();
-        let content = messages.map(|(index, message)| {
-            let core = marks::trim(message.content.as_deref().unwrap_or_default());
-            let is_of = |number: &usize| {
-                let stretch = &self.pieces.stretches[*number];
-                stretch.message == index
-                    && !matches!(stretch.part, Part::Call(_))
-                    && (stretch.part == Part::Content || core.contains(stretch.text.as_str()))
-            };
-            let numbers: Vec<usize> = (0..self.pieces.stretches.len()).filter(is_of).collect();
-            let found =
-                self.pieces.pieces.iter().filter(|piece| numbers.contains(&piece.stretch) && piece.is_whole);
-            let found: Vec<_> = found.copied().collect();
-            // with the tags between its stretches, where they are in the text too
-            let whole = found.iter().find_map(|piece| {
-                let start = piece
-                    .start
-                    .checked_sub(core.find(self.pieces.stretches[piece.stretch].text.as_str())?)?;
-                (self.text.get(start..start + core.len())? == core).then_some((start, start + core.len()))
-            });
-            if let Some(whole) = whole.filter(|_| !core.is_empty()) {
-                return (vec![whole], true);
-            }
-            let is_all = numbers.iter().all(|number| found.iter().any(|piece| piece.stretch == *number));
-            (found.iter().map(|piece| (piece.start, piece.end)).collect(), is_all)
-        });
-        content.collect()
-    }
-
-    /// What the row says and the text does not.
-    fn lost(&self) -> Vec<Lost> {
-        let mut lost: Vec<Lost> = Vec::new();
-        let stretches = self.pieces.stretches.iter().enumerate();
-        for (number, stretch) in stretches.clone() {
-            let (message, part) = (stretch.message, stretch.part);
-            let role = self.conversation.messages[message].role;
-            let found = Lost { message, role, part };
-            // of a call, arguments may be written in another form
-            let is_shown = match part {
-                Part::Call(_) => stretches
-                    .clone()
-                    .filter(|(_, other)| other.message == message && other.part == part)
-                    .any(|(number, _)| self.pieces.is_shown(number, self.text)),
-                _ => self.pieces.is_shown(number, self.text),
-            };
-            if !is_shown && !lost.contains(&found) {
-                lost.push(found);
-            }
-        }
-        let tools = self.conversation.tools.as_ref().and_then(serde_json::Value::as_array);
-        for (number, tool) in tools.into_iter().flatten().enumerate() {
-            let name = tool.get("function").unwrap_or(tool).get("name").and_then(serde_json::Value::as_str);
-            if name.is_some_and(|name| !self.text.contains(name)) {
-                lost.push(Lost { message: 0, role: "", part: Part::Tool(number) });
-            }
-        }
-        lost
-    }
-}
-
-/// The lengths at which a prompt may be cut, the whole first.
-fn prompt_borders(prompt: &str) -> impl Iterator<Item = usize> {
-    let is_border = |&length: &usize| {
-        length == prompt.len() || prompt.is_char_boundary(length) && ends_at_border(&prompt[..length])
-    };
-    (1..=prompt.len()).rev().filter(is_border).filter(|&length| !marks::trim(&prompt[..length]).is_empty())
-}
-
-fn ends_at_border(text: &str) -> bool {
-    text.ends_with(['>', '\n', ' ', ':', ']'])
-}
-
-/// What `prompt` writes after what `header` ends with; `None` where that is all of it, or nothing of it.
-pub(super) fn rest_of_prompt<'p>(prompt: &'p str, header: &str) -> Option<&'p str> {
-    let prompt = prompt.trim_start();
-    let length = prompt_borders(prompt).find(|&length| header.ends_with(&prompt[..length]))?;
-    Some(&prompt[length..]).filter(|rest| !rest.is_empty())
-}
-
-/// The bytes that two texts share at their end, in whole characters.
-fn shared_suffix(left: &str, right: &str) -> usize {
-    let shared = left.chars().rev().zip(right.chars().rev()).take_while(|(one, other)| one == other);
-    shared.map(|(one, _)| one.len_utf8()).sum()
 }
 
 fn unplaced(reason: &str) -> Error {
