@@ -24,6 +24,9 @@ pub(super) struct Stretch {
     pub(super) message: usize,
     pub(super) part: Part,
     pub(super) text: String,
+    /// Tags before it with which the text that it is of begins, where it is the first; and after it, where it is the last.
+    before: String,
+    after: String,
 }
 
 /// A stretch in a render.
@@ -77,20 +80,33 @@ pub(super) struct Marker<'m> {
 impl Marker<'_> {
     /// `text` with its stretches marked: what stands between the tags that the template may look for.
     pub(super) fn mark(&mut self, text: &str, part: Part) -> String {
+        let first = self.stretches.len();
         let mut marked = String::with_capacity(text.len() + 32);
         let mut at = 0;
+        let mut lead = 0;
         let template = self.template;
         for tag in template.tags.find_iter(text) {
             let is_thought = part == Part::Content && CLOSES_THOUGHT.contains(&&text[tag.range()]);
-            self.mark_stretch(
-                &mut marked,
-                &text[at..tag.start()],
-                if is_thought { Part::Reasoning } else { part },
-            );
+            let part = if is_thought { Part::Reasoning } else { part };
+            self.mark_stretch(&mut marked, &text[at..tag.start()], part);
             marked.push_str(&text[tag.range()]);
             at = tag.end();
+            if self.stretches.len() == first {
+                lead = at;
+            }
         }
         self.mark_stretch(&mut marked, &text[at..], part);
+        if self.stretches.len() == first {
+            // tags and nothing else are words too
+            marked.clear();
+            self.mark_stretch(&mut marked, text, part);
+            return marked;
+        }
+        marks::trim(&text[..lead]).clone_into(&mut self.stretches[first].before);
+        if let Some(last) = self.stretches.last_mut() {
+            let end = text.rfind(last.text.as_str()).map_or(text.len(), |start| start + last.text.len());
+            text[end..].trim_end_matches(marks::is_white_space).clone_into(&mut last.after);
+        }
         marked
     }
 
@@ -98,7 +114,9 @@ impl Marker<'_> {
         let core = marks::trim(text);
         let number = self.stretches.len();
         if !core.is_empty() {
-            self.stretches.push(Stretch { message: self.message, part, text: core.to_owned() });
+            let (before, after) = (String::new(), String::new());
+            let stretch = Stretch { message: self.message, part, text: core.to_owned(), before, after };
+            self.stretches.push(stretch);
         }
         if core.is_empty() || !self.is_wanted.get(number).copied().unwrap_or(false) {
             out.push_str(text);
@@ -241,6 +259,7 @@ impl ChatTemplate {
                 queue.extend([other, one]);
             }
         }
+        found.take_tags(text);
         found.list.sort_by_key(|piece| (piece.start, piece.end, piece.stretch));
         // what is written once more (the name of a call before the answer of its tool) is not said there
         let mut is_known = vec![false; found.stretches.len()];
@@ -262,6 +281,20 @@ impl ChatTemplate {
 }
 
 impl Pieces {
+    /// Makes pieces longer by the tags at the ends of what they are of, where these are in the text too.
+    fn take_tags(&mut self, text: &str) {
+        for piece in &mut self.list {
+            let stretch = &self.stretches[piece.stretch];
+            if text[piece.end..].starts_with(&stretch.after) {
+                piece.end += stretch.after.len();
+            }
+            let header = text[..piece.start].trim_end_matches(marks::is_white_space);
+            if !stretch.before.is_empty() && header.ends_with(&stretch.before) {
+                piece.start = header.len() - stretch.before.len();
+            }
+        }
+    }
+
     fn add(&mut self, marks: &[(usize, Mark)]) {
         let mut open: Vec<(usize, usize)> = Vec::new();
         for &(at, mark) in marks {

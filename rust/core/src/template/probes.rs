@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::conversation::{Conversation, Message};
 
 use super::ChatTemplate;
+use super::marks;
 use super::stops::Closing;
 
 const QUESTION: &str = "probe question";
@@ -21,6 +22,8 @@ const NAME: &str = "probe_tool";
 pub struct TurnEnd {
     /// What closes the turn: one or more tokens, with white space between at most.
     pub text: String,
+    /// Words of the template between the turn and these tokens.
+    pub(super) lead: String,
     /// The last of them, at which generation stops.
     pub token: String,
     /// Whether the tokenizer knows it as a token; else it is written in pieces, and nothing stops there.
@@ -109,7 +112,10 @@ impl ChatTemplate {
             call: None,
         };
         // what closes an answer inside a chat closes it at the end too, whatever comes after
-        if let Some(inner) = ends.inner.as_ref().filter(|inner| at_end.trim_start().starts_with(&inner.text))
+        if let Some(inner) = ends
+            .inner
+            .as_ref()
+            .filter(|inner| at_end.trim_start().starts_with(&format!("{}{}", inner.lead, inner.text)))
         {
             ends.last = Some(inner.clone());
         }
@@ -175,7 +181,8 @@ impl ChatTemplate {
     fn turn_end_of(&self, tail: &str, closing: Closing) -> TurnEnd {
         let text = tail[closing.start..closing.end].to_owned();
         let token = self.tokens.last_token(&text).unwrap_or(&text).to_owned();
-        TurnEnd { is_token: self.tokens.is_token(&token), text, token }
+        let lead = tail[..closing.start].trim_start_matches(marks::is_white_space).to_owned();
+        TurnEnd { is_token: self.tokens.is_token(&token), text, lead, token }
     }
 }
 

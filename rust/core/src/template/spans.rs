@@ -302,8 +302,11 @@ impl Tracker<'_> {
     fn known_end(&self, tail: &str) -> Option<Closing> {
         let skipped = leading_white_space(tail).len();
         let ends = [&self.probes.ends.inner, &self.probes.ends.last];
-        let known = ends.into_iter().flatten().find(|end| tail[skipped..].starts_with(end.text.as_str()))?;
-        Some(Closing { start: skipped, end: skipped + known.text.len() })
+        ends.into_iter().flatten().find_map(|end| {
+            let after = tail[skipped..].strip_prefix(end.lead.as_str())?;
+            let start = skipped + end.lead.len();
+            after.starts_with(end.text.as_str()).then(|| Closing { start, end: start + end.text.len() })
+        })
     }
 
     fn answer_end(&self, tail: &str, next_role: Option<&str>) -> Option<Closing> {
@@ -353,8 +356,7 @@ impl Tracker<'_> {
             .any(|(stretch, _)| matches!(stretch.part, Part::Call(_)) && text.contains(stretch.text.as_str()))
     }
 
-    /// What the template writes after `stretch` where only the first `count` messages are there; `None` where it writes
-    /// something else last.
+    /// What the template writes after `stretch`, up to what comes next, where only the first `count` messages are there.
     pub(super) fn tail_of(
         &self,
         count: usize,
@@ -362,10 +364,15 @@ impl Tracker<'_> {
         add_generation_prompt: bool,
     ) -> Option<String> {
         let messages = &self.conversation.messages[..count];
-        let text = self.template.render_messages(messages, self.conversation, add_generation_prompt).ok()?;
+        let text = self.render_first(count, add_generation_prompt).ok()?;
         let pieces = self.template.pieces(messages, self.conversation, add_generation_prompt, &text);
-        let last = pieces.list.last().filter(|piece| piece.stretch == stretch)?;
-        Some(text[last.end..].to_owned())
+        let number = pieces.list.iter().position(|piece| piece.stretch == stretch)?;
+        let next = pieces.list.get(number + 1).map(|piece| piece.start);
+        if add_generation_prompt && next.is_some() {
+            // the prompt comes after something else
+            return None;
+        }
+        text.get(pieces.list[number].end..next.unwrap_or(text.len())).map(str::to_owned)
     }
 
     /// The turn of a message none of whose words could be followed.

@@ -4,7 +4,7 @@
 //! after a question and after the answer of a tool; elsewhere the messages before are rendered with a prompt. What a turn
 //! repeats of a prompt that opens more than it keeps (a forced `<think>`) is given too, in whole tags and lines.
 
-use super::marks;
+use super::marks::{self, leading_white_space};
 use super::rendered::Part;
 use super::spans::{Run, Tracker};
 use super::stops::shared_prefix;
@@ -65,7 +65,6 @@ impl Tracker<'_> {
         let messages = &self.conversation.messages[..run.message];
         let opening = match previous {
             Some(previous) => self.tail_of(run.message, self.pieces.list[previous.last].stretch, true)?,
-            None if messages.is_empty() => return None,
             None => self.template.render_messages(messages, self.conversation, true).ok()?,
         };
         if said.starts_with(opening.as_str()) {
@@ -89,7 +88,10 @@ impl Tracker<'_> {
         let before = number.checked_sub(1).map_or(0, |number| self.pieces.list[self.runs[number].last].end);
         let header = &self.text[before..first.start];
         if !matches!(self.pieces.part_of(&first), Part::Call(_)) {
-            return first.start;
+            // with the white space that its words begin with, where the template keeps it
+            let content = self.conversation.messages[run.message].content.as_deref().unwrap_or_default();
+            let leading = leading_white_space(content);
+            return first.start - if header.ends_with(leading) { leading.len() } else { 0 };
         }
         // what the template writes before a call, or as much of that as is there
         let opening = self.probes.call_opening.as_deref().unwrap_or_default();
