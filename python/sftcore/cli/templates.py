@@ -83,8 +83,8 @@ def run_show(known: argparse.Namespace) -> None:
         ("an answer inside a chat", ends.inner),
         ("a call", ends.call),
     ):
-        known = "" if end is None or end.is_token else " (no token of this tokenizer)"
-        print(f"closes {place} with: {end.text + known if end else 'nothing'}")
+        doubt = "" if end is None or end.is_token else " (no token of this tokenizer)"
+        print(f"closes {place} with: {end.text + doubt if end else 'nothing'}")
     if ends.warning:
         print(f"warning: {ends.warning}")
     print(f"what is trained is found {way}")

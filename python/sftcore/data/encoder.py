@@ -255,7 +255,7 @@ class Encoder:
             template=None,
             num_threads=available_cores(),
             tokenizer_engine="auto",
-            **(_NEWER_SETTINGS | settings),
+            **{**_NEWER_SETTINGS, **settings},
         )
         return cls(core, folder=folder, max_length=settings["max_length"], settings=dict(settings))
 
@@ -425,7 +425,7 @@ class Encoder:
 
 
 # settings that a run of an older version did not write
-_NEWER_SETTINGS = {"on_lost_content": "warn", "append_eos": False}
+_NEWER_SETTINGS: dict[str, Any] = {"on_lost_content": "warn", "append_eos": False}
 
 
 def available_cores() -> int:

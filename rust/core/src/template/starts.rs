@@ -73,10 +73,13 @@ impl Tracker<'_> {
         // the prompt opens more than this turn has (a forced `<think>`), or other: what both share is given
         let prompt = self.probes.generation_prompt.trim_start();
         let prompt_start = opening.len() - if opening.ends_with(prompt) { prompt.len() } else { 0 };
-        let shared = shared_prefix(header, &opening);
-        let cut = (prompt_start..=shared)
-            .rev()
-            .find(|&cut| opening.is_char_boundary(cut) && ends_at_border(&opening[..cut]))?;
+        let shared = shared_prefix(said, &opening);
+        // of its words, a turn repeats whole tags and lines
+        let is_border = |text: &str| {
+            if text.len() > header.len() { text.ends_with(['>', '\n']) } else { ends_at_border(text) }
+        };
+        let mut cuts = (prompt_start..=shared).rev().filter(|&cut| opening.is_char_boundary(cut));
+        let cut = cuts.find(|&cut| is_border(&opening[..cut]))?;
         let given = &opening[prompt_start..cut];
         (!marks::trim(given).is_empty()).then_some(cut)
     }
