@@ -28,6 +28,8 @@ from test_parity import FILES, read_rows
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}
+# templates that close a turn with nothing of its own
+NEXT_ROLE_STOPS = {"GLM-4.6.jinja"}
 # tokenizers that drop white space: Transformers finds no token at the border of a span, and its mask is empty
 LOSSY = ("minilm-bert", "t5-small")
 
@@ -258,6 +260,10 @@ def compare(
                 oracle, tagged(template.parent, template.name), text, messages, conversation.tools
             )
             report.counts["masks"] += 1
+            if template.name in NEXT_ROLE_STOPS:
+                # a tag cannot say that: the stop is the next header, where the tokenizer has a token for it
+                follows = np.concatenate([[False], mask[:-1]])
+                mask |= follows & np.isin(example.input_ids, encoder.stop_token_ids)
             if not np.array_equal(example.loss_mask, mask):
                 report.differences.append(f"{pair}, {conversation.name}: other mask")
 

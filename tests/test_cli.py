@@ -168,7 +168,9 @@ def test_templates_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["templates", "show", "gemma"]) == 0
     shown = capsys.readouterr().out
     assert "generation prompt: '<start_of_turn>model\\n'" in shown
-    assert "closes a turn with: <end_of_turn>" in shown
+    assert "closes an answer at the end of a chat with: <end_of_turn>\n" in shown
+    assert "closes an answer inside a chat with: <end_of_turn>\n" in shown
+    assert "calls: the template does not render them" in shown
     assert "<start_of_turn>model\n«4<end_of_turn>»" in shown
     assert main(["templates", "show", "qwen3"]) == 0
     shown = capsys.readouterr().out

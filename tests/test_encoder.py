@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -153,6 +154,39 @@ def test_explain_says_what_each_token_stands_for(folder: Path) -> None:
         assert start <= token.span[0] < end
         assert trained == (token.weight > 0)
     assert {token.message for token in tokens if token.weight} == {1}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("qwen3", "Cafe\u0301 \u212b"), ("t5-small", "ﬁne  ½ \u3000x")]
+)
+def test_explain_leaves_no_byte_out_under_a_normalizer(
+    shared_data: Path, name: str, content: str
+) -> None:
+    """NFC and NFKC make fewer or other characters of a text than it has; each still belongs to a token."""
+    encoder = Encoder.from_pretrained(shared_data / "tokenizers" / name, template="chatml")
+    row = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
+    tokens = encoder.explain(row)
+    covered = 0
+    for token in tokens:
+        assert token.span[0] <= covered
+        covered = max(covered, token.span[1])
+    assert covered == len(encoder.encode(row).text.encode())
+    assert [token.weight > 0 for token in tokens] == encoder.encode(row).loss_mask.tolist()
+
+
+def test_ties_of_a_unigram_model_fall_as_in_the_published_wheel(shared_data: Path) -> None:
+    """Sums of scores that differ in their last bit; scores read more exactly than there cut these otherwise."""
+    folder = shared_data / "tokenizers" / "t5-small"
+    encoder = Encoder.from_pretrained(folder, template="chatml")
+    reference = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text in (
+        "----------",
+        "-------",
+        "200000000000000000000)",
+        "1.000000000000000000000000000071",
+    ):
+        ids = reference.encode(text, add_special_tokens=False).ids
+        assert encoder.tokenize(text).tolist() == ids
 
 
 def test_arguments_for_the_template_come_from_the_run_and_the_row(shared_data: Path) -> None:

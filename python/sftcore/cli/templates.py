@@ -83,6 +83,9 @@ def run_show(known: argparse.Namespace) -> None:
         ("an answer inside a chat", ends.inner),
         ("a call", ends.call),
     ):
+        if end is None and place == "a call" and "tool_calls" not in view.source:
+            print("calls: the template does not render them")
+            continue
         doubt = "" if end is None or end.is_token else " (no token of this tokenizer)"
         print(f"closes {place} with: {end.text + doubt if end else 'nothing'}")
     if ends.warning:

@@ -94,8 +94,10 @@ class EpochPlan:
 
         Of all rows of the files: `files`, `rows`, `examples`, `tokens`, `trained_tokens`, `longest`, `deleted`,
         `truncated`, `split` (each also as `first_…`), `untrained_pieces`, `untrained`, `bad` with `bad_reasons` and
-        `first_bad`, `tools_not_rendered`, `control_tokens_in_content`, `duplicates`, `near_duplicates`, `not_drawn`,
-        `notes`, and `sets`, the same for each data set. Of this split: `split_examples`, `split_tokens`,
+        `first_bad`, `lost` (what the chat template leaves out: `kind`, `count`, `rows` and `first` of each), `lossy`
+        (rows left out for that), `endless_turns` (trained, and no token that stops generation at their end) with
+        `first_endless`, `tools_not_rendered`, `control_tokens_in_content`, `duplicates`, `near_duplicates`,
+        `not_drawn`, `notes`, and `sets`, the same for each data set. Of this split: `split_examples`, `split_tokens`,
         `split_trained_tokens` and `epoch`, the examples, tokens and trained tokens of each data set in the next epoch.
         `overlap` counts rows that the validation loader has too (`first_overlap` names one), `origin` says
         where the index came from: `built`, `memo`, or `shared` with another process.

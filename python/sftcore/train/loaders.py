@@ -143,6 +143,11 @@ def describe_data(train_loader: BatchLoader | StreamLoader, eval_loader: BatchLo
         f"(the first: {lost['first']}); --on_lost_content raise or skip refuses such rows"
         for lost in report["lost"]
     ]
+    if report["tools_not_rendered"] and not report["lost"]:
+        lines.append(
+            f"warning: {report['tools_not_rendered']:,} of {report['rows']:,} rows carry tools that the chat "
+            "template does not show the model"
+        )
     for name, text in {
         "duplicates": "rows left out, equal to an earlier one",
         "near_duplicates": "rows left out, nearly equal to an earlier one",

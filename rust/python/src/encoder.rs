@@ -166,19 +166,19 @@ impl Encoder {
                 let trained = f32::from(u8::from(example.loss_mask[at]));
                 example.loss_weights.get(at).copied().unwrap_or(trained)
             });
-            let explained =
-                tokens.ids.iter().zip(&tokens.spans).zip(weights).map(|((&id, &span), weight)| {
-                    let (start, end) = whole_characters(&rendered.text, span);
-                    let segment = rendered.segments.iter().position(|segment| {
-                        if start == end {
-                            start <= segment.end
-                        } else {
-                            segment.start < end && start < segment.end
-                        }
-                    });
-                    let message = segment.and_then(|segment| rendered.segments[segment].message);
-                    (id, self.core.tokenizer.id_to_token(id), start, end, weight, segment, message)
+            let spans = tokens.covering_spans(rendered.text.len());
+            let explained = tokens.ids.iter().zip(spans).zip(weights).map(|((&id, span), weight)| {
+                let (start, end) = whole_characters(&rendered.text, span);
+                let segment = rendered.segments.iter().position(|segment| {
+                    if start == end {
+                        start <= segment.end
+                    } else {
+                        segment.start < end && start < segment.end
+                    }
                 });
+                let message = segment.and_then(|segment| rendered.segments[segment].message);
+                (id, self.core.tokenizer.id_to_token(id), start, end, weight, segment, message)
+            });
             let explained = explained.collect();
             Ok((rendered.text, explained))
         })
@@ -374,8 +374,7 @@ impl Example {
 }
 
 /// A span, made wider to whole characters.
-fn whole_characters(text: &str, (start, end): (u32, u32)) -> (usize, usize) {
-    let (mut start, mut end) = (start as usize, end as usize);
+fn whole_characters(text: &str, (mut start, mut end): (usize, usize)) -> (usize, usize) {
     while !text.is_char_boundary(start) {
         start -= 1;
     }

@@ -14,6 +14,7 @@ mod fast;
 mod file;
 pub mod probe;
 mod reference;
+mod scores;
 mod sentencepiece;
 mod split;
 
@@ -34,6 +35,38 @@ pub struct Tokens {
     /// For each token the bytes `start..end` of the text that it stands for. A token of part of a
     /// character carries the span of those bytes or of the whole character, as the engine has it.
     pub spans: Vec<(u32, u32)>,
+}
+
+impl Tokens {
+    /// The spans, made longer so that each of the `length` bytes of the text is in one: what a normalizer or the white
+    /// space between words leaves to no token belongs to the one before it, at the start to the first.
+    pub fn covering_spans(&self, length: usize) -> Vec<(usize, usize)> {
+        let mut spans: Vec<(usize, usize)> =
+            self.spans.iter().map(|&(start, end)| (start as usize, end as usize)).collect();
+        let mut covered = 0;
+        let mut last: Option<usize> = None;
+        for number in 0..spans.len() {
+            let (start, end) = spans[number];
+            if start == end {
+                // added by the tokenizer, it stands for nothing
+                continue;
+            }
+            if start > covered {
+                match last {
+                    Some(last) => spans[last].1 = start,
+                    None => spans[number].0 = covered,
+                }
+            }
+            if end >= covered {
+                covered = end;
+                last = Some(number);
+            }
+        }
+        if let Some(last) = last.filter(|_| covered < length) {
+            spans[last].1 = length;
+        }
+        spans
+    }
 }
 
 impl Tokens {
@@ -124,4 +157,23 @@ pub fn open(bytes: &[u8], choice: EngineChoice) -> Result<Opened> {
         ));
     }
     Ok(Opened { engine: Arc::new(reference), is_fast: false, reason: Some(reason) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Tokens;
+
+    #[test]
+    fn covering_spans_leave_no_byte_out() {
+        let covering = |spans: &[(u32, u32)], length| {
+            Tokens { ids: vec![0; spans.len()], spans: spans.to_vec() }.covering_spans(length)
+        };
+        assert_eq!(covering(&[(0, 2), (2, 5)], 5), [(0, 2), (2, 5)]);
+        assert_eq!(covering(&[(1, 2), (4, 5)], 7), [(0, 4), (4, 7)]);
+        assert_eq!(
+            covering(&[(0, 0), (1, 3), (1, 3), (5, 6), (6, 6)], 6),
+            [(0, 0), (0, 3), (1, 5), (5, 6), (6, 6)]
+        );
+        assert_eq!(covering(&[], 4), []);
+    }
 }

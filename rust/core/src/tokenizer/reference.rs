@@ -7,6 +7,7 @@ use tokenizers::Tokenizer;
 
 use super::added::AddedTokens;
 use super::file::AddedToken;
+use super::scores::set_scores;
 use super::{TokenizerEngine, Tokens};
 use crate::{Error, ErrorKind, Result};
 
@@ -33,7 +34,8 @@ impl ReferenceTokenizer {
         };
         let mut json: serde_json::Value = serde_json::from_slice(bytes).map_err(|error| wrong(&error))?;
         let trimmed = json.get_mut("post_processor").is_some_and(keep_white_space);
-        let tokenizer = if trimmed {
+        let scored = set_scores(&mut json, bytes);
+        let tokenizer = if trimmed || scored {
             serde_json::from_value(json).map_err(|error| wrong(&error))
         } else {
             Tokenizer::from_bytes(bytes).map_err(|error| wrong(&error))
