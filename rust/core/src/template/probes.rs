@@ -62,6 +62,8 @@ pub(super) struct Probes {
     pub(super) openings: Vec<(&'static str, String)>,
     /// What a generation prompt adds to a conversation that ends with a question; empty where the template adds nothing.
     pub(super) generation_prompt: String,
+    /// The token that opens a turn of the assistant.
+    pub(super) turn_marker: Option<String>,
     /// What stands before the name of a call, where a turn begins with it.
     pub(super) call_opening: Option<String>,
     pub(super) ends: TurnEnds,
@@ -83,11 +85,13 @@ impl ChatTemplate {
             self.render(&conversation, prompted).ok()
         };
         let chat = |turns: &[(&'static str, &str)], prompted| {
-            // some templates take content as a list of parts alone
-            [false, true].into_iter().find_map(|parts| {
-                let text = render(messages(parts, turns), None, prompted)?;
-                turns.iter().all(|(_, content)| text.contains(content)).then_some(text)
-            })
+            // some templates take content as a list of parts alone, or chats with tools alone
+            [(false, false), (true, false), (false, true), (true, true)].into_iter().find_map(
+                |(parts, tools)| {
+                    let text = render(messages(parts, turns), tools.then(a_tool), prompted)?;
+                    turns.iter().all(|(_, content)| text.contains(content)).then_some(text)
+                },
+            )
         };
         let after = |text: &str, words: &str| text.rfind(words).map(|at| text[at + words.len()..].to_owned());
 
@@ -120,7 +124,8 @@ impl ChatTemplate {
             ends.last = Some(inner.clone());
         }
         let generation_prompt = generation_prompt.unwrap_or_default();
-        let mut probes = Probes { openings, generation_prompt, call_opening: None, ends };
+        let turn_marker = self.tokens.turn_marker(&generation_prompt, &ends.tokens());
+        let mut probes = Probes { openings, generation_prompt, turn_marker, call_opening: None, ends };
         if self.renders_tool_calls {
             self.probe_call(&render, &mut probes);
         }
@@ -151,13 +156,9 @@ impl ChatTemplate {
             message.extra.insert("name".to_owned(), NAME.into());
             message
         };
-        let parameters =
-            json!({"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]});
-        let function = json!({"name": NAME, "description": "A probe.", "parameters": parameters});
-        let tools = json!([{"type": "function", "function": function}]);
         let render = |is_text: bool, upto: usize, prompted: bool| {
             let messages = [Message::new("user", QUESTION), call(is_text), result()];
-            render(messages.into_iter().take(upto).collect(), Some(tools.clone()), prompted)
+            render(messages.into_iter().take(upto).collect(), Some(a_tool()), prompted)
         };
         for is_text in [false, true] {
             let Some(text) = render(is_text, 3, false).filter(|text| text.contains(PLACE)) else { continue };
@@ -184,6 +185,14 @@ impl ChatTemplate {
         let lead = tail[..closing.start].trim_start_matches(marks::is_white_space).to_owned();
         TurnEnd { is_token: self.tokens.is_token(&token), text, lead, token }
     }
+}
+
+/// The tools of a probe.
+fn a_tool() -> Value {
+    let parameters =
+        json!({"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]});
+    let function = json!({"name": NAME, "description": "A probe.", "parameters": parameters});
+    json!([{"type": "function", "function": function}])
 }
 
 /// What stands between the last place of `first` and the place of `second` after it.

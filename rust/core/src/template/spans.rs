@@ -97,7 +97,7 @@ impl ChatTemplate {
             conversation,
             probes: self.probes(&conversation.chat_template_kwargs),
             text: &text,
-            runs: runs_of(&pieces),
+            runs: self.runs_of(&pieces, &text),
             pieces: &pieces,
             given: HashMap::new(),
         };
@@ -106,18 +106,25 @@ impl ChatTemplate {
         let lost = tracker.lost();
         Ok(Followed { text, spans, contents, lost, endless_turns })
     }
-}
 
-fn runs_of(pieces: &Pieces) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
-    for (number, piece) in pieces.list.iter().enumerate() {
-        let message = pieces.message_of(piece);
-        match runs.last_mut() {
-            Some(run) if run.message == message => run.last = number,
-            _ => runs.push(Run { message, first: number, last: number }),
+    /// A message goes on in one run until another speaks, or a token stops the model.
+    fn runs_of(&self, pieces: &Pieces, text: &str) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        for (number, piece) in pieces.list.iter().enumerate() {
+            let message = pieces.message_of(piece);
+            let goes_on = |run: &Run| {
+                let between = pieces.list[run.last].end..piece.start;
+                let stops =
+                    text.get(between).is_some_and(|between| self.tokens.first_eos(between, &[]).is_some());
+                run.message == message && !stops
+            };
+            match runs.last_mut().filter(|run| goes_on(run)) {
+                Some(run) => run.last = number,
+                None => runs.push(Run { message, first: number, last: number }),
+            }
         }
+        runs
     }
-    runs
 }
 
 impl Tracker<'_> {
@@ -275,8 +282,9 @@ impl Tracker<'_> {
         let next_role = after.map(|run| self.conversation.messages[run.message].role);
         let (end, closing) = if !is_assistant {
             (0, self.known_end(tail))
-        } else if self.ends_with_call(message, self.pieces.part_of(&last)) {
-            self.call_end(number, tail, next_role)?
+        } else if self.ends_within_markup(message, self.pieces.part_of(&last)) {
+            let (end, closing) = self.call_end(number, tail, next_role)?;
+            (end, closing.map(|closing| self.with_all_tokens(tail, closing)))
         } else if last.is_whole {
             (0, self.answer_end(tail, next_role))
         } else {
@@ -288,11 +296,12 @@ impl Tracker<'_> {
         Ok(Turn { start, end, stop, message, is_ended })
     }
 
-    /// Whether what comes last of a turn is a call, whether or not it could be followed.
-    fn ends_with_call(&self, message: usize, last: Part) -> bool {
+    /// Whether words of the template's own come after what is last of a turn, a call or reasoning, before what closes it.
+    fn ends_within_markup(&self, message: usize, last: Part) -> bool {
         let unseen = self.pieces.stretches.iter().zip(&self.pieces.is_followed);
         let is_call = |part: Part| matches!(part, Part::Call(_));
         is_call(last)
+            || last == Part::Reasoning
             || unseen
                 .filter(|(stretch, _)| stretch.message == message && is_call(stretch.part))
                 .any(|(_, is_followed)| !is_followed)
@@ -311,9 +320,26 @@ impl Tracker<'_> {
 
     fn answer_end(&self, tail: &str, next_role: Option<&str>) -> Option<Closing> {
         let last = if next_role.is_some() { "" } else { tail };
-        // the marker of the next role may be what stops an answer; that of the same role is not
-        let may_be_marker = next_role.is_some_and(|role| role != "assistant");
+        let may_be_marker = self.may_stop(tail, next_role);
         self.known_end(tail).or_else(|| self.template.tokens.after_answer(tail, last, may_be_marker))
+    }
+
+    /// Whether the first token of `text`, which may be the marker of the next role, may be what stops a turn. What opens
+    /// another turn of the assistant is not, unless it stops all turns.
+    fn may_stop(&self, text: &str, next_role: Option<&str>) -> bool {
+        let tokens = &self.template.tokens;
+        let stops_all = |token: &str| self.probes.ends.inner.as_ref().is_some_and(|end| end.text == token);
+        match next_role {
+            None => false,
+            Some("assistant") => {
+                let prompt = self.probes.generation_prompt.as_str();
+                let mut openings = tokens.openings_of(prompt);
+                let mut opens = |token: &str| openings.any(|opening| opening.starts_with(token));
+                !prompt.is_empty()
+                    && tokens.first_token(text).is_some_and(|token| stops_all(token) || !opens(token))
+            }
+            Some(_) => true,
+        }
     }
 
     /// Where a turn ends whose last is a call, and what closes it.
@@ -326,6 +352,9 @@ impl Tracker<'_> {
         let tokens = &self.template.tokens;
         let core = |shared: usize| tail[..shared].trim_end_matches(marks::is_white_space).len();
         if next_role.is_none() {
+            // a template may go on with a turn of its own
+            let opening = tokens.first_of(tail, &self.probes.turn_marker);
+            let tail = &tail[..opening.unwrap_or(tail.len())];
             return Ok((core(tail.len()), tokens.after_call(tail, tail, false)));
         }
         let ends = &self.probes.ends;
@@ -336,8 +365,8 @@ impl Tracker<'_> {
         let run = self.runs[number];
         let last = self.pieces.list[run.last];
         if let Some(at_end) = self.tail_of(run.message + 1, last.stretch, false) {
-            let may_be_marker = next_role.is_some_and(|role| role != "assistant");
-            let shared = core(shared_prefix(tail, &at_end));
+            let shared = core(tokens.shared(tail, &at_end));
+            let may_be_marker = self.may_stop(&tail[shared..], next_role);
             if !self.calls_follow(run.message, &tail[shared..]) {
                 return Ok((shared, tokens.after_call(tail, &at_end, may_be_marker)));
             }
@@ -346,6 +375,14 @@ impl Tracker<'_> {
             Some(closing) => Ok((0, Some(closing))),
             None => Err(lost(run.message, "ends")),
         }
+    }
+
+    /// What closes a call, with the tokens before it where an answer is closed by the same ones.
+    fn with_all_tokens(&self, tail: &str, closing: Closing) -> Closing {
+        let ends = [&self.probes.ends.inner, &self.probes.ends.last].into_iter().flatten();
+        let known = ends.filter(|end| tail[..closing.end].ends_with(end.text.as_str()));
+        let start = known.map(|end| closing.end - end.text.len()).min();
+        Closing { start: start.map_or(closing.start, |start| start.min(closing.start)), end: closing.end }
     }
 
     /// Whether calls that could not be followed stand in what should come after them.

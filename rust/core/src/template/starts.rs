@@ -18,6 +18,8 @@ impl Tracker<'_> {
         let first = self.pieces.list[run.first].start;
         let limit = self.pieces.list[run.last].end;
         let trailing = previous.map_or("", |run| self.trailing_white_space(run));
+        let header = &self.text[before..first];
+        let prompt = self.probes.generation_prompt.trim_start();
         if let Some(run) = previous {
             let role = self.conversation.messages[run.message].role;
             let openings = self.probes.openings.iter().filter(|(before, _)| *before == role);
@@ -28,10 +30,12 @@ impl Tracker<'_> {
                 },
             );
             if let Some(at) = found {
-                return at;
+                // what opens a turn is no part of it, even where the prompt would leave it out
+                let whole =
+                    header.rfind(prompt).filter(|_| !prompt.is_empty()).map(|at| before + at + prompt.len());
+                return whole.map_or(at, |whole| whole.max(at));
             }
         }
-        let header = &self.text[before..first];
         let key = format!("{} {header}", trailing.len());
         let given = self
             .given
@@ -39,19 +43,20 @@ impl Tracker<'_> {
             .copied()
             .unwrap_or_else(|| self.given_by_prompt(run, previous, &self.text[before..limit], header));
         self.given.insert(key, given);
-        if let Some(given) = given {
-            return before + given;
-        }
         // the messages before cannot be rendered alone, or differ then: as much of the prompt as is in the header
         // white space before the prompt may be missing at the start of a text
-        let prompt = self.probes.generation_prompt.trim_start();
-        let by_prompt = prompt_borders(prompt).find_map(|length| {
-            let at = before + header.find(&prompt[..length])? + length;
-            let repeated = shared_prefix(&self.text[at..limit], &prompt[length..]);
-            Some(at + prompt[length..length + repeated].rfind(['>', '\n']).map_or(0, |last| last + 1))
+        let tokens = &self.template.tokens;
+        let by_prompt = tokens.openings_of(prompt).filter_map(|prompt| {
+            prompt_borders(prompt).find_map(|length| {
+                let at = before + header.rfind(&prompt[..length])? + length;
+                let repeated = shared_prefix(&self.text[at..limit], &prompt[length..]);
+                Some(at + prompt[length..length + repeated].rfind(['>', '\n']).map_or(0, |last| last + 1))
+            })
         });
+        let by_prompt = by_prompt.max();
+        let given = given.map(|given| before + given);
         // nothing is given by a prompt that is not there
-        by_prompt.unwrap_or_else(|| self.later_start(number))
+        given.max(by_prompt).unwrap_or_else(|| self.later_start(number))
     }
 
     /// White space that the last words of `run` end with, which the template may keep.
@@ -72,7 +77,8 @@ impl Tracker<'_> {
         }
         // the prompt opens more than this turn has (a forced `<think>`), or other: what both share is given
         let prompt = self.probes.generation_prompt.trim_start();
-        let prompt_start = opening.len() - if opening.ends_with(prompt) { prompt.len() } else { 0 };
+        let own = self.template.tokens.openings_of(prompt).find(|prompt| opening.ends_with(prompt));
+        let prompt_start = opening.len() - own.map_or(0, str::len);
         let shared = shared_prefix(said, &opening);
         // of its words, a turn repeats whole tags and lines
         let is_border = |text: &str| {

@@ -81,17 +81,7 @@ impl TokenFinder {
     /// `may_be_marker`: the first token of what follows may be what stops the answer.
     pub(super) fn after_answer(&self, tail: &str, last: &str, may_be_marker: bool) -> Option<Closing> {
         let tokens = self.tokens(tail);
-        // tokens with nothing but white space before and between them
-        let mut near = 0;
-        let mut at = 0;
-        for token in &tokens {
-            if !is_blank(&tail[at..token.start]) {
-                break;
-            }
-            near += 1;
-            at = token.end;
-        }
-        let near = &tokens[..near];
+        let near = &tokens[..leading(tail, &tokens)];
         let closing =
             |tokens: &[Token]| Some(Closing { start: tokens.first()?.start, end: tokens.last()?.end });
         if let Some(eos) = near.iter().position(|token| token.ends_generation) {
@@ -102,9 +92,9 @@ impl TokenFinder {
         if common > 0 {
             return closing(&near[..common]);
         }
-        // an end after words, as `[end of turn]`, which are the template's own wherever they stand at the end of a chat
+        // an end after words, as `[end of turn]`, which are the template's own where they stand inside a chat and at its end
         let words = tokens.iter().take_while(|token| token.end <= shared).count();
-        if words > 0 && trim(&last[..shared]).len() == trim(last).len() {
+        if may_be_marker && words > 0 && trim(&last[..shared]).len() == trim(last).len() {
             let eos = tokens[..words].iter().position(|token| token.ends_generation);
             let end = eos.map_or(words, |eos| eos + 1);
             return closing(&tokens[end - 1..end]);
@@ -124,7 +114,7 @@ impl TokenFinder {
     /// A call ends with words of the template's own, so that `last` has to say where it ends.
     pub(super) fn after_call(&self, tail: &str, last: &str, may_be_marker: bool) -> Option<Closing> {
         let tokens = self.tokens(tail);
-        let shared = shared_prefix(tail, last);
+        let shared = self.shared(tail, last);
         let core = tail[..shared].trim_end_matches(is_white_space).len();
         let common = &tokens[..tokens.iter().take_while(|token| token.end <= core).count()];
         let closing = |token: Token| Some(Closing { start: token.start, end: token.end });
@@ -142,12 +132,48 @@ impl TokenFinder {
         }
     }
 
+    /// The bytes that `tail` and `last` share at their start, but for a part of a token.
+    pub(super) fn shared(&self, tail: &str, last: &str) -> usize {
+        let shared = shared_prefix(tail, last);
+        let cut = self.tokens(tail).into_iter().find(|token| token.start < shared && shared < token.end);
+        cut.map_or(shared, |token| token.start)
+    }
+
     /// The first token of `tail` at which generation ends, where nothing else may be told of a call.
     pub(super) fn first_eos(&self, tail: &str, known: &[&str]) -> Option<Closing> {
         let mut tokens = self.tokens(tail).into_iter();
         let found =
             tokens.find(|token| token.ends_generation || known.contains(&&tail[token.start..token.end]));
         found.map(|token| Closing { start: token.start, end: token.end })
+    }
+
+    /// A generation prompt, and what of it opens a turn where its first tokens close the turn before.
+    pub(super) fn openings_of<'p>(&self, prompt: &'p str) -> impl Iterator<Item = &'p str> {
+        let mut tokens = self.tokens(prompt);
+        tokens.truncate(leading(prompt, &tokens));
+        std::iter::once(prompt).chain(tokens.into_iter().skip(1).map(|token| &prompt[token.start..]))
+    }
+
+    /// The first token that a generation prompt opens a turn with; those of `ends` close the turn before.
+    pub(super) fn turn_marker(&self, prompt: &str, ends: &[&str]) -> Option<String> {
+        let tokens = self.tokens(prompt);
+        let mut leading =
+            tokens[..leading(prompt, &tokens)].iter().map(|token| &prompt[token.start..token.end]);
+        leading.find(|token| !ends.contains(token)).map(str::to_owned)
+    }
+
+    /// Where `token` stands first in `text`.
+    pub(super) fn first_of(&self, text: &str, token: &Option<String>) -> Option<usize> {
+        let wanted = token.as_deref()?;
+        self.tokens(text)
+            .iter()
+            .find(|token| &text[token.start..token.end] == wanted)
+            .map(|token| token.start)
+    }
+
+    /// The first token of `text`.
+    pub(super) fn first_token<'t>(&self, text: &'t str) -> Option<&'t str> {
+        self.tokens(text).first().map(|token| &text[token.start..token.end])
     }
 
     /// Where the last token of `text` begins.
@@ -160,6 +186,12 @@ impl TokenFinder {
         let token = *self.tokens(text).last()?;
         (token.end == text.len()).then(|| &text[token.start..])
     }
+}
+
+/// How many of the `tokens` of `text` have nothing but white space before and between them.
+fn leading(text: &str, tokens: &[Token]) -> usize {
+    let ends = std::iter::once(0).chain(tokens.iter().map(|token| token.end));
+    tokens.iter().zip(ends).take_while(|(token, at)| is_blank(&text[*at..token.start])).count()
 }
 
 fn is_blank(text: &str) -> bool {
