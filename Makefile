@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 RUST := $(shell find rust Cargo.toml Cargo.lock -name '*.rs' -o -name 'Cargo.*' -type f)
 CORE := python/sftcore/_core.abi3.so
 
-.PHONY: quickstart test check parity bench bench-train bench-distributed scale engines fuzz fuzz-keep wheel clean format
+.PHONY: quickstart test check parity masks bench bench-train bench-distributed scale engines fuzz fuzz-keep wheel clean format
 
 quickstart: $(VENV)/.train $(CORE)
 	$(BIN)/python examples/quickstart/run.py
@@ -42,6 +42,13 @@ format: $(VENV)/.dev
 # every tokenizer with every template on rows of every data set of the shared data, beside Transformers
 parity: $(VENV)/.dev $(CORE)
 	$(BIN)/python tests/parity.py --shared $(SHARED)
+
+# what is trained beside the tags of TRL's own training templates; its package alone, without what it runs on
+TRL_PACKAGE := target/trl
+masks: $(VENV)/.dev $(CORE)
+	$(PIP) --no-deps --upgrade --target $(TRL_PACKAGE) trl
+	$(BIN)/python tests/trl_masks.py --templates $(TRL_PACKAGE)/trl/chat_templates --shared $(SHARED)
+	SFTCORE_TRL_TEMPLATES=$(TRL_PACKAGE)/trl/chat_templates $(BIN)/python -m pytest tests/test_trl_masks.py
 
 bench: $(VENV)/.bench $(CORE)
 	$(BIN)/python benches/encode.py
