@@ -48,7 +48,7 @@ JUDGED: dict[str, set[str]] = {
         EMPTY,
         OTHER,
     },
-    "deepseekv3": {*ASSISTANT, OTHER, FAILS},
+    "deepseekv3": {*ASSISTANT, HEADER_BREAK, OTHER, FAILS},
     "diffusion_gemma": {BREAK, "here alone trains '<|tool_response>' after a turn"},
     "gemma": {BREAK, CALLS, PARTS},
     "gemma3": {BREAK, CALLS},
@@ -80,14 +80,6 @@ JUDGED: dict[str, set[str]] = {
     "qwen3_vl": {BREAK},
     "smolvlm": {BREAK, EMPTY},
 }
-# where TRL's tags are right and the spans found here are not; none of these has to be there
-FAULTS: dict[str, set[str]] = {
-    "deepseekv3": {r"TRL alone trains '\n<｜tool▁call▁begin｜>function' before a turn"},
-    "diffusion_gemma": {r"here alone trains '<|turn>model\n' before a turn"},
-    "qwen2_5_vl": {
-        r"here alone trains 'system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>assistant\n' before a turn"
-    },
-}
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +98,7 @@ def test_spans_differ_from_trls_as_judged_alone(
     comparisons: dict[str, Comparison], name: str
 ) -> None:
     found = comparisons[name]
-    assert set(found.kinds) - FAULTS.get(name, set()) == JUDGED[name]
+    assert set(found.kinds) == JUDGED[name]
     assert found.rows >= 2
     assert found.equal <= found.near <= found.rows
 

@@ -48,7 +48,8 @@ impl Pretrained {
                 named.push((key.clone(), text.to_owned()));
             }
         }
-        let texts = tokenizer.engine.special_tokens().into_iter().map(|(_, text)| text).collect();
+        let mut texts: Vec<String> =
+            tokenizer.engine.special_tokens().into_iter().map(|(_, text)| text).collect();
         let mut eos = Vec::new();
         for file in ["generation_config.json", "config.json"] {
             let settings = read_object(&folder.join(file))?;
@@ -60,6 +61,11 @@ impl Pretrained {
             let ids = ids.iter().filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok());
             eos.extend(ids.filter_map(|id| tokenizer.engine.id_to_token(id)));
         }
+        // control tokens that the tokenizer does not mark as such: those that a configuration names (Gemma 4's
+        // `<|tool_response>`); a character may be the padding
+        let is_token = |text: &str| text.len() > 2 && tokenizer.engine.token_to_id(text).is_some();
+        texts.extend(named.iter().map(|(_, text)| text).filter(|text| is_token(text)).cloned());
+        texts.extend(eos.iter().cloned());
         Ok(Self {
             tokenizer,
             special_tokens: SpecialTokens { named, texts, eos },

@@ -9,7 +9,7 @@ use crate::conversation::{Conversation, Message};
 
 use super::ChatTemplate;
 use super::marks;
-use super::stops::Closing;
+use super::stops::{Closing, shared_prefix};
 
 const QUESTION: &str = "probe question";
 const AGAIN: &str = "probe again";
@@ -168,7 +168,14 @@ impl ChatTemplate {
             let question = probes.openings.iter().find(|(role, _)| *role == "user");
             probes.call_opening = between(&text, QUESTION, NAME)
                 .zip(question)
-                .and_then(|(header, (_, opening))| header.strip_prefix(opening.as_str()).map(str::to_owned));
+                // a prompt may open more than a call keeps, a forced `<think>`
+                .and_then(|(header, (_, opening))| match header.strip_prefix(opening.as_str()) {
+                    Some(rest) => Some(rest.to_owned()),
+                    None => Some(
+                        header[header[..shared_prefix(&header, opening)].rfind(['>', '\n'])? + 1..]
+                            .to_owned(),
+                    ),
+                });
             let Some(tail) = between(&text, PLACE, RESULT) else { return };
             let alone = render(is_text, 2, false);
             let last = alone.and_then(|text| Some(text[text.rfind(PLACE)? + PLACE.len()..].to_owned()));
