@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel
+from tokenizers import AddedToken, Tokenizer
 
 from sftcore.config import TrainConfig
 from sftcore.data import Encoder
@@ -28,8 +29,10 @@ class Ending:
 
     Attributes:
         tokenizer: Its folder in the shared data.
-        template: A packaged name, or the source of one in Jinja.
-        stops: The tokens that the trained model must stop at, beside its own `eos`.
+        template: A packaged name, the source of one in Jinja, or a file of the shared templates, the model's own.
+        says: What the tuned model answers to each question of a chat, up to where it stops; a row has as many turns.
+        stops: The tokens that the saved file must name, beside the model's own `eos`.
+        own: Control tokens that the model itself has beyond those of the tokenizer.
         eos: The token that the model itself calls its end; that of the tokenizer where not given.
         settings: More settings of the run.
         seed: Of the random model, one that does not stop by chance.
@@ -37,26 +40,90 @@ class Ending:
 
     tokenizer: str
     template: str
+    says: tuple[str, ...]
     stops: tuple[str, ...]
+    own: tuple[str, ...] = ()
     eos: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
 
+def plain_template(end: str, prompt: str = "assistant:") -> str:
+    """A template in Jinja whose messages are `role:content` and an end, itself an expression."""
+    return (
+        "{% for message in messages %}{{ message.role + ':' + message.content + ("
+        + end
+        + ") }}{% endfor %}{% if add_generation_prompt %}{{ '"
+        + prompt
+        + "' }}{% endif %}"
+    )
+
+
+GLM = ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+GPT_OSS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>")
 ENDINGS = {
-    "own token": Ending(tokenizer="minimind", template="chatml", stops=("<|im_end|>",)),
+    "own token": Ending(
+        tokenizer="minimind", template="chatml", says=("so<|im_end|>",), stops=("<|im_end|>",)
+    ),
     "a token that is not its eos": Ending(
-        tokenizer="minimind", template="chatml", stops=("<|im_end|>",), eos="<|endoftext|>"
+        tokenizer="minimind",
+        template="chatml",
+        says=("so<|im_end|>",),
+        stops=("<|im_end|>",),
+        eos="<|endoftext|>",
+    ),
+    "two tokens, of which the last is its eos": Ending(
+        tokenizer="minimind",
+        template=plain_template("'<|im_end|><|endoftext|>'"),
+        says=("so<|im_end|><|endoftext|>",),
+        stops=("<|endoftext|>",),
+        eos="<|endoftext|>",
+    ),
+    "two tokens that it does not stop at": Ending(
+        tokenizer="minimind",
+        template=plain_template("'<|over|><|out|>'"),
+        says=("so<|over|><|out|>",) * 2,
+        stops=("<|out|>",),
+        own=("<|over|>", "<|out|>"),
+        eos="<|endoftext|>",
+    ),
+    "the next role's marker, then eos appended": Ending(
+        tokenizer="minimind",
+        template="glm",
+        says=("\n<think></think>\nso<|user|>", "\n<think></think>\nso<|endoftext|>"),
+        stops=("<|user|>", "<|endoftext|>"),
+        own=GLM,
+        eos="<|endoftext|>",
+        settings={"append_eos": True},
+    ),
+    "other inside than last": Ending(
+        tokenizer="minimind",
+        template="openai-gpt-oss-120b.jinja",
+        says=tuple(f"<|channel|>final<|message|>so<|{end}|>" for end in ("end", "return")),
+        stops=("<|end|>", "<|return|>"),
+        own=GPT_OSS,
+        eos="<|endoftext|>",
+        settings={"max_length": 512},
+    ),
+    "eos appended": Ending(
+        tokenizer="minimind",
+        template=plain_template("''"),
+        says=("so<|endoftext|>",),
+        stops=("<|endoftext|>",),
+        eos="<|endoftext|>",
+        settings={"append_eos": True},
     ),
     "new special token": Ending(
         tokenizer="gpt2",
         template="chatml",
+        says=("so<|im_end|>",),
         stops=("<|im_end|>",),
         settings={"new_special_tokens": ["template"]},
     ),
     "new special token, then eos": Ending(
         tokenizer="gpt2",
         template="phi",
+        says=("so<|end|>",),
         stops=("<|end|>", "<|endoftext|>"),
         settings={"new_special_tokens": ["<|end|>", "<|user|>", "<|assistant|>"]},
         seed=1,
@@ -74,6 +141,13 @@ def make_model(folder: Path, ending: Ending, tokenizers: Path, *, ties: bool = F
         path = folder / "tokenizer_config.json"
         settings = json.loads(path.read_text(encoding="utf-8")) | {"eos_token": ending.eos}
         path.write_text(json.dumps(settings), encoding="utf-8")
+    if ending.own:
+        longer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        longer.add_special_tokens([AddedToken(name, normalized=False) for name in ending.own])
+        longer.save(str(folder / "tokenizer.json"))
+    if ending.template.endswith(".jinja"):
+        template = tokenizers.parent / "templates" / ending.template
+        (folder / "chat_template.jinja").write_bytes(template.read_bytes())
     encoder = Encoder.from_pretrained(folder)
     torch.manual_seed(ending.seed)
     config = transformers.LlamaConfig(
@@ -83,7 +157,7 @@ def make_model(folder: Path, ending: Ending, tokenizers: Path, *, ties: bool = F
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=256,
+        max_position_embeddings=512,
         tie_word_embeddings=ties,
         # rows that differ enough for a head that stays as it is to tell them apart
         initializer_range=0.3,
@@ -95,9 +169,12 @@ def make_model(folder: Path, ending: Ending, tokenizers: Path, *, ties: bool = F
     return folder
 
 
-def make_rows(path: Path, count: int = 16) -> Path:
-    """Questions that all have the same short answer."""
-    rows = [{"query": f"say {number}", "response": "so"} for number in range(count)]
+def make_rows(path: Path, count: int = 16, *, turns: int = 1) -> Path:
+    """Questions that all have the same short answer, in chats of one or more turns."""
+    rows = [
+        {"query": f"say {number}", "response": "so", "history": [["say it", "so"]] * (turns - 1)}
+        for number in range(count)
+    ]
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return path
 
@@ -107,7 +184,9 @@ def tune_config(
 ) -> TrainConfig:
     """The settings of a run that learns the answer, and to stop behind it."""
     template = ending.template
-    if "{" in template:
+    if template.endswith(".jinja"):
+        template = "auto"
+    elif "{" in template:
         path = output.parent / f"{output.name}.jinja"
         path.write_text(template, encoding="utf-8")
         template = str(path)
@@ -144,21 +223,33 @@ def plain_model(folder: Path, base: Path) -> Any:
     return model
 
 
-def answer_of(folder: Path, base: Path, *, chat: Path | None = None) -> list[int]:
+def answer_of(
+    folder: Path, base: Path, *, chat: Path | None = None, stops: Path | None = None, turn: int = 0
+) -> list[int]:
     """Returns the ids that the model in a folder answers with, up to what its generation_config.json says.
 
     Args:
         folder: The model, or an adapter.
         base: The model that an adapter was trained on.
         chat: The folder with the chat template; the first one where not given.
+        stops: The folder with the generation_config.json; the first one where not given.
+        turn: How many questions were answered before.
     """
-    question = [{"role": "user", "content": "say 3"}]
+    answered = [
+        {"role": "user", "content": "say it"},
+        {"role": "assistant", "content": "so"},
+    ] * turn
     text = transformers.AutoTokenizer.from_pretrained(chat or folder).apply_chat_template(
-        question, add_generation_prompt=True, tokenize=False
+        [*answered, {"role": "user", "content": "say 3"}],
+        add_generation_prompt=True,
+        tokenize=False,
     )
     reader = transformers.AutoTokenizer.from_pretrained(folder)
     ids = reader(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    output = plain_model(folder, base).generate(
+    model = plain_model(folder, base)
+    if stops is not None:
+        model.generation_config = transformers.GenerationConfig.from_pretrained(stops)
+    output = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=MOST_TOKENS, do_sample=False
     )
     found: list[int] = output[0, ids.shape[1] :].tolist()

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from sftcore.cli import main
 from sftcore.data import Encoder
-from sftcore.data.model_names import tokenizer_folder
+from sftcore.data.model_names import near_folders, tokenizer_folder
 from sftcore.errors import ConfigError
 
 
@@ -49,3 +50,55 @@ def test_without_the_packages_a_short_name_says_what_to_install(
         ConfigError, match=r'not installed \(torch\); run pip install "sftcore\[train\]"'
     ):
         tokenizer_folder("smollm2-135m")
+
+
+def test_a_misspelt_folder_is_answered_with_those_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (10, 20, 300):
+        (tmp_path / "out" / "v0" / f"checkpoint-{number}").mkdir(parents=True)
+    (tmp_path / "out" / "v0" / "images").mkdir()
+    (tmp_path / "out" / "v0" / "checkpoint-11").touch()  # a file
+    monkeypatch.chdir(tmp_path)
+
+    def near(name: str) -> list[str]:
+        found = near_folders(name)
+        return found.removeprefix("; did you mean the folder ").removesuffix("?").split(" or ")
+
+    assert near("./out/v0/chekpoint-10")[0] == "./out/v0/checkpoint-10"
+    assert near("out/v0/checkpoint-200")[0] == "out/v0/checkpoint-20"
+    assert near("otu/v0/checkpoint-20") == ["out/v0/checkpoint-20"]
+    assert near(f"{tmp_path}/out/v0/image") == [f"{tmp_path}/out/v0/images"]
+    assert near("out/v0/../v0/image") == ["out/v0/../v0/images"]
+    for name in ("out/v0/weights", "nothing/at/all", "out/v0", "/", "", "out/v0/checkpoint-11"):
+        assert near_folders(name) == "", name
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "infer", "adapters", "merge", "resume"])
+def test_every_command_names_the_near_folder(
+    command: str, tmp_path: Path, rows: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / "checkpoint-10").mkdir(parents=True)
+    wrong = str(tmp_path / "out" / "chekpoint-10")
+    train = ["train", "--dataset", str(rows), "--output_dir", str(tmp_path / "new")]
+    words = {
+        "train": [*train, "--model", wrong],
+        "plan": ["plan", "--gpus", "1x24G", "--model", wrong],
+        "infer": ["infer", "--prompt", "a", "--model", wrong],
+        "adapters": ["infer", "--prompt", "a", "--adapters", wrong],
+        "merge": ["merge", "--adapters", wrong],
+        "resume": [
+            *[*train, "--model", str(model), "--resume_from_checkpoint"],
+            str(tmp_path / "oot" / "checkpoint-10"),
+        ],
+    }
+    assert main(words[command]) != 0
+    said = capsys.readouterr().err
+    assert "there is no such folder; did you mean the folder" in said
+    assert f"{tmp_path}/out/checkpoint-10?" in said
+
+
+def test_a_file_that_is_no_model_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").touch()
+    with pytest.raises(ConfigError, match=r"model\.bin is a file, and no \.gguf file"):
+        tokenizer_folder(tmp_path / "model.bin")

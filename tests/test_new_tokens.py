@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from sftcore.export import merge
 from sftcore.infer.generate import Chat
 from sftcore.models.new_tokens import NewTokens, add_tokens, extend_embedding, names_to_add
 from sftcore.train import train
+from sftcore.train.distributed import World, choose_engine
 from stopping_models import ENDINGS, make_model, make_rows, plain_model, tune_config
 from tiny_runs import contents
 
@@ -235,3 +237,34 @@ def test_what_cannot_be_is_said(
             tune_config(base, ENDING, rows, tmp_path / "run", **{"lora_dropout": 0.05, **settings})
         )
     assert message in str(caught.value)
+
+
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    (
+        {"tensor_parallel_size": 2, "tuner_type": "lora"},
+        "--tensor_parallel_size and an adapter",
+        "--fsdp",
+    ),
+    ({"pipeline_parallel_size": 2}, "--pipeline_parallel_size", "--fsdp"),
+    ({"device_map": "auto"}, "--device_map", "--fsdp"),
+]
+if importlib.util.find_spec("deepspeed") is not None:
+    REFUSED += [
+        ({"deepspeed": name, **tuner}, f"--deepspeed {name}", "--deepspeed zero2, or --fsdp")
+        for name in ("zero3", "zero3_offload")
+        for tuner in ({"tuner_type": "lora"}, {"tuner_type": "full"})
+    ]
+
+
+@pytest.mark.parametrize(("given", "named", "instead"), REFUSED)
+def test_an_engine_that_cannot_train_new_rows_refuses_by_name(
+    given: dict[str, Any], named: str, instead: str
+) -> None:
+    config = TrainConfig(model="m", dataset=["d"], new_special_tokens=["<|a|>"], **given)
+    shared = config.pipeline_parallel_size * config.tensor_parallel_size
+    world = World(size=shared, local_size=shared, model_parallel_size=shared)
+    engine = choose_engine(config, world)
+    with pytest.raises(ConfigError) as caught:
+        engine.check_new_tokens()
+    assert f"--new_special_tokens cannot be used with {named}" in str(caught.value)
+    assert instead in str(caught.value)

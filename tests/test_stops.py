@@ -41,12 +41,11 @@ def test_a_tuned_model_stops_by_itself_where_the_base_did_not(
 ) -> None:
     ending = ENDINGS[name]
     base = make_model(tmp_path / "base", ending, shared_data / "tokenizers")
-    rows = make_rows(tmp_path / "rows.jsonl")
+    rows = make_rows(tmp_path / "rows.jsonl", turns=len(ending.says))
     config = tune_config(base, ending, rows, tmp_path / "run", tuner_type=tuner)
     checkpoint = Path(train(config)["last_model_checkpoint"])
-    assert len(answer_of(base, base, chat=checkpoint)) == MOST_TOKENS
     encoder = Encoder.from_pretrained(checkpoint)
-    wanted = [encoder.token_id(token) for token in ending.stops]
+    wanted = {encoder.token_id(token) for token in ending.stops}
     folders = [checkpoint]
     if tuner == "lora":
         output = str(tmp_path / "merged")
@@ -54,13 +53,18 @@ def test_a_tuned_model_stops_by_itself_where_the_base_did_not(
     for folder in folders:
         stops = stops_in(folder)
         assert stops[0] == encoder.eos_token_id
-        assert set(wanted) <= set(stops)
-        answer = answer_of(folder, base)
-        assert answer[-1] in wanted, encoder.decode(answer, skip_special_tokens=False)
-        assert encoder.decode(answer).strip() == "so"
+        assert wanted <= set(stops)
+    for turn, said in enumerate(ending.says):
+        assert len(answer_of(base, base, chat=checkpoint, turn=turn)) == MOST_TOKENS
+        for folder in folders:
+            answer = answer_of(folder, base, turn=turn)
+            assert encoder.decode(answer, skip_special_tokens=False) == said
+            # what stops it is the saved file, where the base has another end
+            with_old = answer_of(folder, base, stops=base, turn=turn)
+            assert (len(with_old) > len(answer)) == (answer[-1] not in stops_in(base))
     where = {"adapters" if tuner == "lora" else "model": str(checkpoint)}
     answers = infer(InferConfig(prompt="say 3", max_new_tokens=MOST_TOKENS, **where))
-    assert answers[0]["response"] == "so"
+    assert answers[0]["response"].strip().endswith("so")
 
 
 def inconsistent(folder: Path) -> dict[str, Any]:

@@ -108,6 +108,18 @@ def test_what_is_saved_loads_in_plain_libraries_and_says_what_a_single_process_s
     assert (found - logits_of(model, model)).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_head_that_is_the_embedding_is_saved_once(
+    alone: Found, shared: Found, stage: str
+) -> None:
+    expected, found = (
+        load_file(Path(one["last"]) / "model.safetensors")
+        for one in (alone["full"], shared[f"{stage}-full"])
+    )
+    assert "lm_head.weight" not in expected
+    assert set(found) == set(expected)
+
+
 @pytest.mark.parametrize("run", SAVED)
 def test_a_resumed_run_is_the_uninterrupted_one(shared: Found, gone_on: Found, run: str) -> None:
     whole, rest = shared[run], gone_on[run]

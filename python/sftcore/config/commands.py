@@ -16,9 +16,10 @@ class InferConfig(GenerationConfig, QuantizationConfig):
     """Inference. Which model answers what, and how."""
 
     model: str | None = None
-    """A folder, a hub id, a .gguf file, or a short name; found through --adapters where not given."""
+    """A folder, a run folder or a checkpoint, a hub id, a .gguf file, or a short name; found through --adapters where
+    not given."""
     adapters: str | None = None
-    """A checkpoint with an adapter to put on the model."""
+    """A checkpoint with an adapter to put on the model, or its run folder (the best one, else the last)."""
     prompt: str | None = None
     """One question; without it and without --prompts, an interactive chat starts."""
     prompts: str | None = None
@@ -53,7 +54,7 @@ class MergeConfig:
     """Merging. Which adapter goes into which weights."""
 
     adapters: str
-    """The checkpoint with the adapter."""
+    """The checkpoint with the adapter, or its run folder (the best one, else the last)."""
     output_dir: str | None = None
     """Where the merged model goes; the checkpoint with -merged at its end where not given."""
     model: str | None = None

@@ -11,7 +11,7 @@ class ModelConfig:
     """Model. Which model is tuned, and how it is loaded."""
 
     model: str
-    """A folder, a hub id, a .gguf file, or a short name (smollm2-135m)."""
+    """A folder, a run folder or a checkpoint, a hub id, a .gguf file, or a short name (smollm2-135m)."""
     template: str = "auto"
     """The chat template: auto (the model's own), a packaged name, or a .jinja file."""
     torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -19,7 +19,7 @@ from sftcore.config import MergeConfig
 from sftcore.data import Encoder
 from sftcore.data.run import save_tokenizer
 from sftcore.errors import ConfigError
-from sftcore.infer.generate import base_of
+from sftcore.infer.generate import adapter_folder, base_of
 from sftcore.models import load_settings, quieten
 from sftcore.models.generation import plain_generation
 from sftcore.models.new_tokens import extend_embedding, read_new_tokens
@@ -33,7 +33,7 @@ def merge(config: MergeConfig) -> Path:
         ConfigError: The checkpoint is none, or the output folder is not empty or holds what is merged.
     """
     quieten()
-    adapters = Path(config.adapters)
+    adapters = adapter_folder(config.adapters)
     base = base_of(adapters, config.model)
     output = Path(config.output_dir or f"{adapters}-merged")
     for name, kept in (("--adapters", adapters), ("its base model", base)):

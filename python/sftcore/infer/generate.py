@@ -15,7 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from sftcore.config import InferConfig
 from sftcore.config.quantization import QuantizationConfig
 from sftcore.data import Encoder
-from sftcore.data.model_names import checkpoint_of
+from sftcore.data.model_names import checkpoint_of, near_folders
 from sftcore.data.prompts import Message
 from sftcore.errors import ConfigError, SftcoreError
 from sftcore.models import load_model, load_settings, pick_dtype, quieten, resolve_model
@@ -23,6 +23,18 @@ from sftcore.models.generation import generation_config, within_positions
 from sftcore.models.new_tokens import extend_embedding, read_new_tokens
 from sftcore.models.quantization import quantization_config
 from sftcore.train.output import read_args
+
+
+def adapter_folder(name: str) -> Path:
+    """Returns the checkpoint that `--adapters` names: the folder itself, or of a run folder its best, else its last.
+
+    Raises:
+        ConfigError: There is no such folder.
+    """
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        raise ConfigError(f"--adapters {name}: there is no such folder{near_folders(name)}")
+    return checkpoint_of(path)
 
 
 def base_of(adapters: Path, given: str | None) -> Path:
@@ -66,7 +78,7 @@ class Chat:
 
     def __init__(self, config: InferConfig) -> None:
         quieten()
-        adapters = Path(config.adapters) if config.adapters else None
+        adapters = adapter_folder(config.adapters) if config.adapters else None
         given = config.model
         if adapters is None and given and Path(given).expanduser().is_dir():
             named = checkpoint_of(Path(given).expanduser())

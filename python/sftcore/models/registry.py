@@ -14,7 +14,7 @@ from typing import Any
 
 from sftcore.config.folders import cache_folder
 from sftcore.config.schema import did_you_mean
-from sftcore.data.model_names import checkpoint_of
+from sftcore.data.model_names import checkpoint_of, near_folders
 from sftcore.errors import ConfigError
 from sftcore.models.gguf import convert_gguf
 
@@ -58,10 +58,17 @@ def resolve_model(name: str, *, weights: bool = True) -> Path:
     if name in registry:
         entry = registry[name]
         return _converted(_packaged_file(name, entry), repair=entry.get("tokenizer"))
-    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if path.exists():
+        raise ConfigError(
+            f"{name} is a file, and no .gguf file; expected a folder with config.json, a .gguf file, the id of a hub "
+            f"or one of the short names {', '.join(registry)}"
+        )
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ConfigError(f'model "{name}" is unknown: there is no such folder{near_folders(name)}')
+    if "/" not in name:
         raise ConfigError(
             f'model "{name}" is unknown: no such folder, and not one of the short names '
-            f"{', '.join(registry)}{did_you_mean(name, registry)}"
+            f"{', '.join(registry)}{did_you_mean(name, registry) or near_folders(name)}"
         )
     return _from_hub(name, weights=weights)
 
@@ -105,5 +112,6 @@ def _from_hub(name: str, *, weights: bool) -> Path:
         raise ConfigError(
             f'model "{name}" is no folder here and could not be fetched from the hub '
             f"({type(error).__name__}); check the name and the network, or use the offline model smollm2-135m"
+            f"{near_folders(name)}"
         ) from error
     return Path(folder)

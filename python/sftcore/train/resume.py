@@ -27,6 +27,7 @@ from sftcore.config.optimization import OptimizationConfig
 from sftcore.config.output import OutputConfig
 from sftcore.config.parallel import ParallelConfig
 from sftcore.config.tuner import TunerConfig
+from sftcore.data.model_names import near_folders
 from sftcore.data.run import LEDGER_FILE
 from sftcore.errors import ConfigError, first_line
 from sftcore.train.checkpoints import (
@@ -175,7 +176,9 @@ def _named(path: Path, config: TrainConfig) -> Resume:
     if not path.is_dir():
         near = list_checkpoints(path.parent) if path.parent.is_dir() else {}
         there = f"; {path.parent} has {', '.join(near[step].name for step in sorted(near))}"
-        raise ConfigError(f"{asked}: there is no such folder{there if near else ''}")
+        raise ConfigError(
+            f"{asked}: there is no such folder{there if near else near_folders(str(path))}"
+        )
     path = path.resolve() if path.is_symlink() else path
     if list_checkpoints(path):
         found = _last_of([path], config)

@@ -53,6 +53,13 @@ class DeepSpeedTrainer(SftTrainer):
         deepspeed_load_checkpoint(self.model_wrapped, checkpoint, load_module_strict=is_whole)
         super().load_state(checkpoint)
 
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        if state_dict is not None:
+            join_copies(state_dict, self.model)
+        super()._save(output_dir, state_dict)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *rest: Any, **named: Any) -> None:
         if not self._engine().is_partitioned or not self.config.trains_weights:
             super()._load_from_checkpoint(resume_from_checkpoint, *rest, **named)
@@ -64,6 +71,18 @@ class DeepSpeedTrainer(SftTrainer):
     def _engine(self) -> DeepSpeedEngine:
         assert isinstance(self.engine, DeepSpeedEngine)
         return self.engine
+
+
+def join_copies(state_dict: dict[str, Any], model: torch.nn.Module) -> None:
+    """Gives names of one parameter one tensor again, in place.
+
+    Under DeepSpeed accelerate copies each tensor of the state, and a head that is the embedding would be saved twice.
+    """
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        known = first.setdefault(id(parameter), name)
+        if name in state_dict and known in state_dict:
+            state_dict[name] = state_dict[known]
 
 
 class WatchedSteps(DeepSpeedEngineWrapper):  # type: ignore[misc, unused-ignore]
