@@ -264,7 +264,7 @@ impl Encoder {
             control_tokens,
             full_length,
             lost: rendered.lost.clone(),
-            endless_turns: rendered.endless_turns,
+            endless_turns: rendered.endless.turns,
         };
         Ok((rendered, example))
     }

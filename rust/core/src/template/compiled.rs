@@ -24,7 +24,7 @@ use crate::conversation::{Conversation, Message};
 use super::controls::Controls;
 use super::literals::string_literals;
 use super::marks::{leading_white_space, trim};
-use super::rendered::{Rendered, Segment};
+use super::rendered::{Endless, Rendered, Segment};
 use super::spans::Followed;
 use super::starts::rest_of_prompt;
 use super::{ChatTemplate, marks};
@@ -363,7 +363,7 @@ struct Shape {
     /// What the generation prompt writes after a header, where that is not its end: an answer that begins so may be
     /// given by the prompt in part, and goes through Jinja.
     forced: Vec<char>,
-    endless_turns: usize,
+    endless: Endless,
 }
 
 /// Where pieces and contents lie in one text.
@@ -377,8 +377,7 @@ struct Layout {
 impl Shape {
     /// What `probe` renders to, cut at its contents; `None` where these are not all there once.
     fn learn(template: &ChatTemplate, probe: &Conversation, controls: &Controls) -> Option<Self> {
-        let Followed { text, spans, contents, lost, endless_turns } =
-            template.follow(probe, controls).ok()?;
+        let Followed { text, spans, contents, lost, endless } = template.follow(probe, controls).ok()?;
         if !lost.is_empty() {
             return None;
         }
@@ -391,13 +390,8 @@ impl Shape {
             })
             .collect::<Option<_>>()?;
         order.sort_unstable();
-        let mut shape = Self {
-            pieces: Vec::new(),
-            slots: Vec::new(),
-            spans: Vec::new(),
-            forced: Vec::new(),
-            endless_turns,
-        };
+        let mut shape =
+            Self { pieces: Vec::new(), slots: Vec::new(), spans: Vec::new(), forced: Vec::new(), endless };
         let mut layout = Layout { pieces: Vec::new(), contents: Vec::new() };
         let mut at = 0;
         for (start, end, message) in order {
@@ -479,10 +473,9 @@ impl Shape {
             message,
         };
         let spans = self.spans.iter().map(span).collect();
-        let endless_turns = self.endless_turns;
         let mut contents = layout.contents;
         contents.sort_unstable();
-        Rendered { text, contents, endless_turns, ..Rendered::default() }.with_spans(spans, controls)
+        Rendered { text, contents, endless: self.endless, ..Rendered::default() }.with_spans(spans, controls)
     }
 
     /// Whether Jinja gives the same for `probe` with other contents.

@@ -38,7 +38,7 @@ pub use controls::{Controls, OnLostContent, Reasoning, TrainOn, TrainOnEos};
 use pieces::Marker;
 use probes::Probes;
 pub use probes::{TurnEnd, TurnEnds};
-pub use rendered::{Lost, Part, Rendered, Segment};
+pub use rendered::{Endless, Lost, Part, Rendered, Segment};
 use stops::TokenFinder;
 
 const PLAIN: &str = "chat template";

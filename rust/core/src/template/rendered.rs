@@ -72,6 +72,15 @@ impl Segment {
     }
 }
 
+/// Trained turns after whose words nothing stands that the tokenizer knows as a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Endless {
+    /// How many.
+    pub turns: usize,
+    /// Whether one of them is what the text ends with, but for white space.
+    pub(super) is_last: bool,
+}
+
 /// A rendered conversation.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Rendered {
@@ -85,8 +94,8 @@ pub struct Rendered {
     pub has_lost_content: bool,
     /// What the row says and the text does not.
     pub lost: Vec<Lost>,
-    /// Trained turns after whose words nothing stands that the tokenizer knows as a token.
-    pub endless_turns: usize,
+    /// Trained turns that nothing ends.
+    pub endless: Endless,
 }
 
 impl Rendered {
@@ -99,16 +108,17 @@ impl Rendered {
         self
     }
 
-    /// Adds `eos`, trained, where the text ends with an answer that nothing closes.
+    /// Adds `eos`, trained, where the text ends with an answer that nothing closes; white space between them is trained too,
+    /// as the model has to write it to come to the end.
     pub(crate) fn append_eos(&mut self, eos: &str) {
-        let Some(last) = self.segments.last().copied().filter(Segment::is_trained) else { return };
-        if self.text.ends_with(eos) {
+        if !self.endless.is_last {
             return;
         }
+        let Some(number) = self.segments.iter().rposition(Segment::is_trained) else { return };
+        self.segments.truncate(number + 1);
         self.text.push_str(eos);
-        self.segments.pop();
-        self.segments.push(Segment { end: self.text.len(), ..last });
-        self.endless_turns = self.endless_turns.saturating_sub(1);
+        self.segments[number].end = self.text.len();
+        self.endless = Endless { turns: self.endless.turns - 1, is_last: false };
     }
 
     /// A document: one trained segment.

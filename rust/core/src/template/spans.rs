@@ -19,7 +19,7 @@ use super::controls::{Controls, TrainOn, TrainOnEos};
 use super::marks::{self, Mark, leading_white_space, take_marks};
 use super::pieces::Pieces;
 use super::probes::Probes;
-use super::rendered::{Lost, Part, Rendered, Segment};
+use super::rendered::{Endless, Lost, Part, Rendered, Segment};
 use super::starts::ends_at_border;
 use super::stops::{Closing, shared_prefix};
 use super::{ChatTemplate, TAGGED};
@@ -65,7 +65,7 @@ pub(super) struct Followed {
     /// Where the content of each message went, whole or in pieces, and whether it is all there.
     pub(super) contents: Vec<(Vec<(usize, usize)>, bool)>,
     pub(super) lost: Vec<Lost>,
-    pub(super) endless_turns: usize,
+    pub(super) endless: Endless,
 }
 
 impl Followed {
@@ -80,7 +80,7 @@ impl Followed {
             contents,
             has_lost_content,
             lost: self.lost,
-            endless_turns: self.endless_turns,
+            endless: self.endless,
             ..Rendered::default()
         };
         rendered.with_spans(self.spans, controls)
@@ -101,10 +101,10 @@ impl ChatTemplate {
             pieces: &pieces,
             given: HashMap::new(),
         };
-        let (spans, endless_turns) = tracker.segments(controls)?;
+        let (spans, endless) = tracker.segments(controls)?;
         let contents = tracker.contents();
         let lost = tracker.lost();
-        Ok(Followed { text, spans, contents, lost, endless_turns })
+        Ok(Followed { text, spans, contents, lost, endless })
     }
 
     /// A message goes on in one run until another speaks, or a token stops the model.
@@ -128,17 +128,17 @@ impl ChatTemplate {
 }
 
 impl Tracker<'_> {
-    /// The trained spans in order, and how many of them nothing ends that stops a model.
-    fn segments(&mut self, controls: &Controls) -> Result<(Vec<Segment>, usize)> {
+    /// The trained spans in order, and which of them nothing ends that stops a model.
+    fn segments(&mut self, controls: &Controls) -> Result<(Vec<Segment>, Endless)> {
         let messages = &self.conversation.messages;
         let is_weighted = messages.iter().any(|message| message.weight.to_bits() != 1f32.to_bits());
         if controls.train_on == TrainOn::All {
             let whole = Segment { start: 0, end: self.text.len(), weight: 1.0, message: None };
             if !is_weighted {
-                return Ok((vec![whole], 0));
+                return Ok((vec![whole], Endless::default()));
             }
             let turns = self.turns(|_| true)?;
-            return Ok((self.cover(&turns), 0));
+            return Ok((self.cover(&turns), Endless::default()));
         }
         let is_trained = |message: &Message| match &controls.train_on {
             TrainOn::Roles(roles) => roles.contains(&message.role),
@@ -157,7 +157,12 @@ impl Tracker<'_> {
         turns.retain(|turn| !needs_messages || turn.message >= last_question);
         let weight = |turn: &Turn| if needs_messages { messages[turn.message].weight } else { 1.0 };
         let last = turns.iter().rposition(|turn| weight(turn) > 0.0);
-        let endless = turns.iter().filter(|turn| weight(turn) > 0.0 && !turn.is_ended).count();
+        let is_endless = |turn: &&Turn| weight(turn) > 0.0 && !turn.is_ended;
+        let is_last = turns
+            .last()
+            .filter(is_endless)
+            .is_some_and(|turn| marks::trim(&self.text[turn.end..]).is_empty());
+        let endless = Endless { turns: turns.iter().filter(is_endless).count(), is_last };
         let segments = turns.iter().enumerate().map(|(number, turn)| {
             let keeps_end = match controls.train_on_eos {
                 TrainOnEos::Turn => true,
