@@ -17,6 +17,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from gpu.runner import Part, run_parts
 
@@ -64,13 +65,16 @@ def main() -> int:
         parser.error(f"--pack {options.pack} has no tokenizer; make gpu-pack fills it")
     work.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    about = {"python": platform.python_version(), "machine": platform.platform(), "mfu": MFU}
+    about: dict[str, Any] = {"python": platform.python_version(), "machine": platform.platform()}
+    about["mfu"] = MFU
     if any((pack / "wheels").glob("*.whl")):
         from gpu.install import install  # what it needs is not there before a pack is
 
         site = work / "site"
         about["wheels"] = wheels = install(pack, site)
-        print(f"wheels: {len(wheels['installed'])} installed; left out: {wheels['left out']}")
+        print(f"wheels: {len(wheels['installed'])} installed", flush=True)
+        for name, reason in wheels["left out"].items():
+            print(f"left out: {name}: {reason}", flush=True)
         paths = [str(site), *filter(None, [environment.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(paths)
     words = ["--pack", str(pack), "--work", str(work)]

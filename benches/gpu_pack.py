@@ -10,19 +10,17 @@ installs them offline and runs the check. Needs pip and a registry, packaging, a
 from __future__ import annotations
 
 import argparse
-import email
 import json
 import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
+from gpu.install import needs_of
 from gpu.made_data import write_rows, write_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -178,12 +176,10 @@ def missing(wheels: Iterable[Path], present: Iterable[str]) -> list[str]:
         wheels: Of the pack.
         present: The packages of the machine, whose versions are not known.
     """
-    metadata = {}
+    packed = {}
     for wheel in wheels:
         name, version, _, _ = parse_wheel_filename(wheel.name)
-        with zipfile.ZipFile(wheel) as archive:
-            path = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
-            metadata[name] = version, email.message_from_bytes(archive.read(path))
+        packed[name] = version, needs_of(wheel)
     there = {canonicalize_name(name) for name in present}
     machine = {
         "python_version": PYTHON,
@@ -197,15 +193,14 @@ def missing(wheels: Iterable[Path], present: Iterable[str]) -> list[str]:
         "extra": "",
     }
     lacking = []
-    for name, (_, fields) in metadata.items():
-        for line in fields.get_all("Requires-Dist", []):
-            need = Requirement(line)
+    for name, (_, needs) in packed.items():
+        for need in needs:
             if need.marker is not None and not need.marker.evaluate(machine):
                 continue
             wanted = canonicalize_name(need.name)
-            if wanted in metadata:
-                if not need.specifier.contains(metadata[wanted][0], prereleases=True):
-                    lacking.append(f"{name} needs {need}, and the pack has {metadata[wanted][0]}")
+            if wanted in packed:
+                if not need.specifier.contains(packed[wanted][0], prereleases=True):
+                    lacking.append(f"{name} needs {need}, and the pack has {packed[wanted][0]}")
             elif wanted not in there:
                 lacking.append(f"{name} needs {need}, which is neither here nor on the machine")
     return lacking

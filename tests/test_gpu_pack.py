@@ -16,7 +16,7 @@ pytest.importorskip("packaging")
 
 from gpu_pack import add_data, add_files, clear, missing, show
 
-from gpu.install import fitting
+from gpu.install import choose
 from sftcore.data import Encoder
 
 
@@ -96,11 +96,22 @@ def test_the_check_and_the_tests_travel_without_what_was_compiled(tmp_path: Path
     assert files == {"one.py", "tests/sub/a.py"}
 
 
-def test_wheels_of_another_python_are_left_out(tmp_path: Path) -> None:
-    names = ["a-1-py3-none-any.whl", "b-1-cp39-cp39-win32.whl"]
-    fits, others = fitting([tmp_path / name for name in names])
-    assert [wheel.name for wheel in fits] == names[:1]
-    assert [wheel.name for wheel in others] == names[1:]
+def test_wheels_that_cannot_run_here_are_left_out_by_name(tmp_path: Path) -> None:
+    wheels = [
+        wheel(tmp_path, "alone==1"),
+        wheel(tmp_path, "after==1", "reader", "alone"),
+        wheel(tmp_path, "reader==1", "large_thing>=2", 'toml; python_version < "3"'),
+        wheel(tmp_path, "other==1", tags="cp39-cp39-win32"),
+    ]
+    chosen, left_out = choose(wheels, lambda name: name == "numpy")
+    assert chosen == wheels[:1]
+    assert left_out == {
+        "other-1-cp39-cp39-win32.whl": "made for another Python or machine",
+        "reader-1-py3-none-any.whl": "needs large_thing, which is not on this machine",
+        "after-1-py3-none-any.whl": "needs reader, which is not on this machine",
+    }
+    chosen, _ = choose(wheels, lambda name: name == "large_thing")
+    assert chosen == wheels[:3]
 
 
 def test_made_rows_have_a_token_a_word(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def _layouts(shape: Path, rows: Path, folder: Path) -> dict[str, Any]:
     }
     for name, more in {"padding-free": {"padding_free": True}, "packed": packed}.items():
         result = run_quietly(TrainConfig(**_settings(shape, rows, folder, **more)))
-        proof = next(p for p in result["proved"] if p["name"] == "packing")
+        proof = next(p for p in result["proved"] if p["name"] == "packed against separate logits")
         found[name] = {
             "apart": _apart(losses_of(result), padded),
             "proved": f"{proof['outcome']}: {proof['detail']}",

@@ -26,8 +26,8 @@ _RUNS = [
     ("lora", "8B", LONG),
     ("full", "1B", LONG),
 ]
-# what TRL needs that is not among the machine's packages everywhere
-_OF_TRL = ("trl", "datasets", "pyarrow", "pandas")
+# TRL, after what it needs that is too large for the pack
+_OF_TRL = ("pyarrow", "pandas", "datasets", "trl")
 
 
 def speed(pack: Path, work: Path) -> int:
@@ -67,13 +67,12 @@ def trl(pack: Path, work: Path) -> int:
     }
     pairs = list(zip(theirs.items(), ours.items(), strict=True))
     cases = Cases(work / "trl.json", [name for pair in pairs for name, _ in pair])
-    missing = [name for name in _OF_TRL if importlib.util.find_spec(name) is None]
+    missing = next((name for name in _OF_TRL if importlib.util.find_spec(name) is None), None)
     shape = make_shape("1B", pack, work)
     rows = make_rows(pack, work / "trl.jsonl", max_length=SHORT, count=200)
     for (their_name, their), (our_name, our) in pairs:
         if missing:
-            reason = f"{' and '.join(missing)} {'are' if missing[1:] else 'is'} not on this machine"
-            cases.note(their_name, "skipped", reason=reason)
+            cases.note(their_name, "skipped", reason=f"{missing} is not on this machine")
         else:
             cases.run(
                 their_name, partial(run_trl, shape, rows, work / "trl", max_length=SHORT, **their)
