@@ -24,12 +24,12 @@ from gpu.runner import Part, run_parts
 # the most that each takes
 SECONDS = {
     "versions": 25.0,
-    "first": 45.0,
+    "first": 40.0,
     "tests": 90.0,
-    "speed": 110.0,
-    "trl": 60.0,
-    "switches": 70.0,
-    "equality": 60.0,
+    "speed": 120.0,
+    "trl": 45.0,
+    "switches": 60.0,
+    "equality": 70.0,
     "profile": 30.0,
 }
 MFU = (

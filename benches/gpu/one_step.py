@@ -68,7 +68,8 @@ def _profile(shape: Path, rows: Path, work: Path, **more: Any) -> dict[str, Any]
     kernels = [
         (event.time_range.start, event.time_range.end)
         for event in events
-        if event.device_type == DeviceType.CUDA
+        # the names of spans are no kernels
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
     ]
     of_host = [event for event in events if event.device_type == DeviceType.CPU]
     figures: dict[str, Any] = {
