@@ -2,9 +2,9 @@
 
     python benches/gpu_check.py --pack .gpu [--parts first speed]
 
-`.gpu` is what `make gpu-pack` filled. Its wheels are installed offline into `WORK/site`, which the parts import from;
-without wheels they take what this Python has. Models are made at random. Without a GPU a tiny shape goes through every
-part. Results go to `$OUT/gpu-check.json`, or to `--out`, after each case. Needs no network.
+`.gpu` is what `make gpu-pack` filled. Its wheels are installed offline into `WORK/site-packages`, which the parts take
+them from; without wheels they take what this Python has. Models are made at random. Without a GPU a tiny shape goes
+through every part. Results go to `$OUT/gpu-check.json`, or to `--out`, after each case. Needs no network.
 """
 
 from __future__ import annotations
@@ -63,14 +63,16 @@ def main() -> int:
         return _part(options.part, pack, work)
     if not (pack / "data" / "tokenizers").is_dir():
         parser.error(f"--pack {options.pack} has no tokenizer; make gpu-pack fills it")
-    work.mkdir(parents=True, exist_ok=True)
+    for folder in (work, options.out.resolve().parent):
+        folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     about: dict[str, Any] = {"python": platform.python_version(), "machine": platform.platform()}
     about["mfu"] = MFU
     if any((pack / "wheels").glob("*.whl")):
         from gpu.install import install  # what it needs is not there before a pack is
 
-        site = work / "site"
+        # by this name dill, with which datasets takes a hash of what it is given, knows what is installed
+        site = work / "site-packages"
         about["wheels"] = wheels = install(pack, site)
         print(f"wheels: {len(wheels['installed'])} installed", flush=True)
         for name, reason in wheels["left out"].items():

@@ -40,7 +40,7 @@ def speed(pack: Path, work: Path) -> int:
             calls[f"{tuner} {model}, {length} tokens, {layout}"] = model, length, settings
     cases = Cases(work / "speed.json", calls)
     for name, (model, length, settings) in calls.items():
-        if model == "8B" and not on_gpu():
+        if not on_gpu() and (model, length) != ("1B", SHORT):
             cases.note(name, "skipped", reason="needs a GPU: without one all shapes are as small")
             continue
         shape = make_shape(model, pack, work)
@@ -70,12 +70,10 @@ def trl(pack: Path, work: Path) -> int:
     missing = next((name for name in _OF_TRL if importlib.util.find_spec(name) is None), None)
     shape = make_shape("1B", pack, work)
     rows = make_rows(pack, work / "trl.jsonl", max_length=SHORT, count=200)
-    for (their_name, their), (our_name, our) in pairs:
-        if missing:
-            cases.note(their_name, "skipped", reason=f"{missing} is not on this machine")
-        else:
-            cases.run(
-                their_name, partial(run_trl, shape, rows, work / "trl", max_length=SHORT, **their)
-            )
-        cases.run(our_name, partial(run_ours, shape, rows, work / "trl", max_length=SHORT, **our))
+    for pair in pairs:
+        for (name, more), run in zip(pair, (run_trl, run_ours), strict=True):
+            if missing:
+                cases.note(name, "skipped", reason=f"{missing} is not on this machine")
+                continue
+            cases.run(name, partial(run, shape, rows, work / "trl", max_length=SHORT, **more))
     return cases.exit_code()
