@@ -154,6 +154,31 @@ def test_gaps_are_where_no_kernel_runs() -> None:
     assert gaps([]) == (0, 0, 0)
 
 
+def test_flops_are_those_of_the_matrices_that_a_token_goes_through(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU, and the whole shapes would be made for it")
+    from gpu.shapes import flops_of, make_shape
+
+    add_data(tmp_path / "pack", tmp_path / "absent")
+    width, inner, heads, kv_heads, size, layers = 32, 48, 4, 2, 8, 2
+    attention = width * size * (2 * heads + 2 * kv_heads)
+    head = width * 49152
+    given = {"tokens": 100.0, "trained_tokens": 40.0, "mean_length": 50.0}
+    of_pairs = 6 * layers * heads * size * 50
+    dense = make_shape("1B", tmp_path / "pack", tmp_path)
+    matrices = layers * (attention + 3 * width * inner)
+    for trains_all, each in ((False, 4), (True, 6)):
+        found = flops_of(dense, trains_all=trains_all, **given)
+        assert found == 100 * (each * matrices + of_pairs) + 40 * each * head
+    # of 16 experts of 24 wide a token goes to 4, and the router sees all
+    experts = make_shape("moe", tmp_path / "pack", tmp_path)
+    matrices = layers * (attention + 16 * width + 4 * 3 * width * 24)
+    found = flops_of(experts, trains_all=True, **given)
+    assert found == 100 * (6 * matrices + of_pairs) + 40 * 6 * head
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_without_a_gpu_a_tiny_shape_goes_through_every_part(tmp_path: Path) -> None:
