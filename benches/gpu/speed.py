@@ -73,7 +73,10 @@ def trl(pack: Path, work: Path) -> int:
     for pair in pairs:
         for (name, more), run in zip(pair, (run_trl, run_ours), strict=True):
             if missing:
-                cases.note(name, "skipped", reason=f"{missing} is not on this machine")
+                reason = f"{missing} is not on this machine"
+                if run is run_ours:
+                    reason += ", so TRL does not run beside it"
+                cases.note(name, "skipped", reason=reason)
                 continue
             cases.run(name, partial(run, shape, rows, work / "trl", max_length=SHORT, **more))
     return cases.exit_code()
