@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email
 import importlib.metadata
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -84,7 +85,7 @@ def install(pack: Path, site: Path) -> dict[str, Any]:
 
     Args:
         pack: What `make gpu-pack` filled.
-        site: The folder, to be put on `PYTHONPATH`. What another pack left there is replaced.
+        site: The folder, to be put on `PYTHONPATH`; what is there is removed.
 
     Returns:
         The names of the wheels that are `installed`, and those `left out` with the reason.
@@ -93,7 +94,9 @@ def install(pack: Path, site: Path) -> dict[str, Any]:
         SystemExit: pip fails.
     """
     chosen, left_out = choose(sorted((pack / "wheels").glob("*.whl")))
-    words = ["--no-index", "--no-deps", "--no-compile", "--upgrade", "--quiet"]
+    # what was installed when more was there would be in the way
+    shutil.rmtree(site, ignore_errors=True)
+    words = ["--no-index", "--no-deps", "--no-compile", "--quiet"]
     words += ["--disable-pip-version-check", "--no-warn-script-location", "--target", str(site)]
     command = [sys.executable, "-m", "pip", "install", *words, *map(str, chosen)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
