@@ -16,7 +16,7 @@ pytest.importorskip("packaging")
 
 from gpu_pack import add_data, add_files, clear, missing, show
 
-from gpu.install import choose
+from gpu.install import choose, install
 from sftcore.data import Encoder
 
 
@@ -25,8 +25,18 @@ def wheel(folder: Path, name: str, *needs: str, tags: str = "py3-none-any") -> P
     path = folder / f"{distribution}-{version}-{tags}.whl"
     lines = [f"Name: {distribution}", f"Version: {version}"]
     lines += [f"Requires-Dist: {need}" for need in needs]
+    files = {
+        f"{distribution}.py": "",
+        f"{distribution}-{version}.dist-info/METADATA": "\n".join(
+            ["Metadata-Version: 2.1", *lines]
+        ),
+        f"{distribution}-{version}.dist-info/WHEEL": f"Wheel-Version: 1.0\nTag: {tags}\n",
+    }
+    record = f"{distribution}-{version}.dist-info/RECORD"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(f"{distribution}-{version}.dist-info/METADATA", "\n".join(lines))
+        for name, text in files.items():
+            archive.writestr(name, text)
+        archive.writestr(record, "".join(f"{name},,\n" for name in [*files, record]))
     return path
 
 
@@ -112,6 +122,19 @@ def test_wheels_that_cannot_run_here_are_left_out_by_name(tmp_path: Path) -> Non
     }
     chosen, _ = choose(wheels, lambda name: name == "large_thing")
     assert chosen == wheels[:3]
+
+
+def test_wheels_are_installed_into_an_empty_folder_without_a_network(tmp_path: Path) -> None:
+    pack, site = tmp_path / "pack", tmp_path / "site-packages"
+    (pack / "wheels").mkdir(parents=True)
+    wheel(pack / "wheels", "alone==1")
+    wheel(pack / "wheels", "lacks==1", "something-that-is-nowhere")
+    site.mkdir()
+    (site / "old.py").write_text("")
+    found = install(pack, site)
+    assert found["installed"] == ["alone-1-py3-none-any.whl"]
+    assert list(found["left out"]) == ["lacks-1-py3-none-any.whl"]
+    assert sorted(path.name for path in site.iterdir()) == ["alone-1.dist-info", "alone.py"]
 
 
 def test_made_rows_have_a_token_a_word(tmp_path: Path) -> None:
