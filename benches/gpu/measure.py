@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,12 +19,13 @@ from transformers import TrainerCallback
 from gpu.shapes import flops_of, make_model, on_gpu, peak_flops, random_weights
 from sftcore.config import TrainConfig
 from sftcore.data import Encoder
-from sftcore.train import run, train
+from sftcore.train import log, run, train
 from sftcore.train.speed import MeasureSpeed, peak_memory
+from sftcore.train.trainer import SftTrainer
 
 # the first steps load kernels and fill the allocator; `train.Clock` leaves out as many
 WARM_UP = 4
-STEPS = 10 if on_gpu() else 6
+STEPS = 10 if on_gpu() else WARM_UP + 1
 
 
 def wait() -> None:
@@ -32,10 +34,11 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-class _Exact(MeasureSpeed):
+class Exact(MeasureSpeed):
     """Counts a step when the device has ended it."""
 
     def on_step_end(self, *arguments: Any, **more: Any) -> None:
+        """Counts a step."""
         wait()
         super().on_step_end(*arguments, **more)
 
@@ -78,28 +81,62 @@ def settings_of(folder: Path, rows: Path, output: Path, **more: Any) -> dict[str
     return {**given, **more}
 
 
+def run_quietly(
+    config: TrainConfig, watch: type[MeasureSpeed] = Exact, *, saves: bool = False
+) -> dict[str, Any]:
+    """Trains a model of random weights; returns what `train` does, and `attention`, the kernel that was taken.
+
+    Args:
+        config: The settings of the run.
+        watch: What counts its steps.
+        saves: Whether checkpoints are written; those of a whole model take longer than its steps.
+    """
+    forget()
+    with ExitStack() as stack:
+        made = stack.enter_context(random_weights())
+        stack.enter_context(patch.object(run, "MeasureSpeed", watch))
+        stack.enter_context(patch.object(log, "draw_curves", _nothing))
+        if not saves:
+            stack.enter_context(patch.object(SftTrainer, "_save_checkpoint", _nothing))
+        result = train(config)
+    return result | {"attention": made["attention"]}
+
+
+def _nothing(*_: Any, **__: Any) -> None: ...
+
+
+def losses_of(result: dict[str, Any]) -> list[float]:
+    """Returns the losses that a run logged."""
+    return [float(entry["loss"]) for entry in result["log_history"] if "loss" in entry]
+
+
 def run_ours(folder: Path, rows: Path, work: Path, **more: Any) -> dict[str, Any]:
     """Trains as sftcore does; returns its rates, peak, share of waiting, and losses."""
-    forget()
     config = TrainConfig(**settings_of(folder, rows, work / "run", **more))
-    with random_weights(), patch.object(run, "MeasureSpeed", _Exact):
-        result = train(config)
-    logs = [log for log in result["log_history"] if "loss" in log]
+    result = run_quietly(config)
+    logs = [entry for entry in result["log_history"] if "loss" in entry]
     timed = logs[WARM_UP:]
-    seconds = sum(log["seconds_per_step"] for log in timed)
+    assert timed, f"no step is timed: {len(logs)} steps, of which {WARM_UP} are not"
+    seconds = sum(entry["seconds_per_step"] for entry in timed)
 
     def counted(rate: str) -> float:
-        return sum(float(log[rate] * log["seconds_per_step"]) for log in timed)
+        return sum(float(entry[rate] * entry["seconds_per_step"]) for entry in timed)
 
-    return _figures(
-        folder,
-        seconds=seconds,
-        tokens=counted("tokens_per_second"),
-        trained=counted("trained_tokens_per_second"),
-        waited=counted("data_wait_share"),
-        length=mean_length(folder, rows, config.max_length),
-        trains_all=config.tuner_type == "full",
-    ) | {"padding": timed[-1]["padding_share"], "losses": [float(log["loss"]) for log in logs]}
+    proved = {proof["name"]: proof["outcome"] for proof in result["proved"]}
+    return (
+        {"attention": result["attention"], "proved": proved}
+        | _figures(
+            folder,
+            steps=len(timed),
+            seconds=seconds,
+            tokens=counted("tokens_per_second"),
+            trained=counted("trained_tokens_per_second"),
+            waited=counted("data_wait_share"),
+            length=mean_length(folder, rows, config.max_length),
+            trains_all=config.tuner_type == "full",
+        )
+        | {"padding": timed[-1]["padding_share"], "losses": losses_of(result)}
+    )
 
 
 class _SyncedClock(Clock):
@@ -109,11 +146,28 @@ class _SyncedClock(Clock):
 
 
 def run_trl(
-    folder: Path, rows: Path, work: Path, *, max_length: int, **more: Any
+    folder: Path,
+    rows: Path,
+    work: Path,
+    *,
+    max_length: int,
+    attention: str | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
-    """Trains as TRL does, on the same rows and model; returns what `run_ours` does."""
+    """Trains as TRL does, on the same rows and model; returns what `run_ours` does.
+
+    Args:
+        folder: Of the model.
+        rows: Chats.
+        work: The folder for what it writes.
+        max_length: In tokens.
+        attention: A kernel of Transformers; what it takes by itself where not given.
+        more: Settings of TRL, on top of its defaults.
+    """
+    # not on every machine
     from datasets import Dataset
     from peft import LoraConfig
+    from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
     forget()
@@ -124,7 +178,6 @@ def run_trl(
             clock.count(inputs)
             return super().training_step(model, inputs, *rest)
 
-    attention = more.pop("attention", None)
     chats = [json.loads(line) for line in rows.read_text("utf-8").splitlines()]
     given: dict[str, Any] = {
         "output_dir": str(work / "trl"),
@@ -141,10 +194,9 @@ def run_trl(
         **more,
     }
     dtype = torch.bfloat16 if on_gpu() else torch.float32
-    from transformers import AutoTokenizer
-
+    model = make_model(folder, dtype, attention)
     trainer = Timed(
-        model=make_model(folder, dtype, attention),
+        model=model,
         processing_class=AutoTokenizer.from_pretrained(folder),
         args=SFTConfig(**given),
         train_dataset=Dataset.from_list(chats),
@@ -155,21 +207,27 @@ def run_trl(
     )
     trainer.train()
     found = clock.figures()
-    losses = [float(log["loss"]) for log in trainer.state.log_history if "loss" in log]
-    return _figures(
-        folder,
-        seconds=found["seconds"],
-        tokens=found["tokens"],
-        trained=found["trained_tokens"],
-        waited=found["waited"],
-        length=mean_length(folder, rows, max_length),
-        trains_all=False,
-    ) | {"padding": 1 - found["tokens"] / found["places"], "losses": losses}
+    losses = losses_of({"log_history": trainer.state.log_history})
+    return (
+        {"attention": model.config._attn_implementation}
+        | _figures(
+            folder,
+            steps=found["steps"],
+            seconds=found["seconds"],
+            tokens=found["tokens"],
+            trained=found["trained_tokens"],
+            waited=found["waited"],
+            length=mean_length(folder, rows, max_length),
+            trains_all=False,
+        )
+        | {"padding": 1 - found["tokens"] / found["places"], "losses": losses}
+    )
 
 
 def _figures(
     folder: Path,
     *,
+    steps: int,
     seconds: float,
     tokens: float,
     trained: float,
@@ -182,7 +240,7 @@ def _figures(
         "trained_tokens_per_second": trained / seconds,
         "peak_gib": peak_memory() / 2**30,
         "data_wait_share": waited / seconds,
-        "seconds_per_step": seconds / (STEPS - WARM_UP),
+        "seconds_per_step": seconds / steps,
     }
     peak = peak_flops()
     if peak:

@@ -1,8 +1,9 @@
 """Runs parts one after the other, each in processes of its own and within its time, and keeps what they find.
 
-A part is a command that writes its cases to `WORK/NAME.json` as it goes. All found so far is in one file at any time:
-that file is replaced, never rewritten in place, whenever a case ends. A part that hangs is ended with all the processes
-that it started, and one that dies is noted with its last words; the next part runs either way.
+A part is a command that writes its cases to `WORK/NAME.json` as it goes, those to come as `not reached`. All found so
+far is in one file at any time: that file is replaced, never rewritten in place, whenever a case ends. A part that hangs
+is ended with all the processes that it started, and one that dies is noted with its last words; the next part runs
+either way.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 # the exit code of a part that has nothing to do on this machine
 SKIPPED = 77
+# the status of a case, or of a part, whose turn has not come
+NOT_REACHED = "not reached"
 # less than this is not worth the start of a process
 _LEAST_SECONDS = 5.0
 _LAST_WORDS = 3000
+# the variable by which all processes of a part are known, also those in sessions of their own
+_MARK = "SFTCORE_GPU_CHECK_PART"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,11 +38,13 @@ class Part:
         name: Its name, for `--parts` too.
         command: What is run.
         seconds: The most that it may take.
+        environment: Its variables; None for those of this process.
     """
 
     name: str
     command: Sequence[str]
     seconds: float
+    environment: Mapping[str, str] | None = None
 
 
 def write_whole(path: Path, value: Any) -> None:
@@ -64,7 +71,7 @@ def run_parts(
         name what the part found), and where it did not pass, `words`: the end of what it wrote.
     """
     work.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {part.name: {"status": "not reached"} for part in parts}
+    results: dict[str, Any] = {part.name: {"status": NOT_REACHED} for part in parts}
     end = time.monotonic() + seconds
     write_whole(out, about | {"parts": results})
     for part in parts:
@@ -82,15 +89,21 @@ def run_parts(
     return results
 
 
-def _run(part: Part, limit: float, work: Path) -> Any:
+def _run(part: Part, limit: float, work: Path) -> Iterator[dict[str, Any]]:
     """Yields what a part has found so far whenever that changed, and last how it ended."""
     path, log = work / f"{part.name}.json", work / f"{part.name}.log"
     path.unlink(missing_ok=True)
     begun = time.monotonic()
-    shown = 0
+    shown: dict[str, Any] = {}
+    mark = f"{part.name} of {os.getpid()} at {time.time_ns()}"
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
-            part.command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, start_new_session=True
+            part.command,
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**(part.environment or os.environ), _MARK: mark},
         )
         try:
             while True:
@@ -99,11 +112,12 @@ def _run(part: Part, limit: float, work: Path) -> Any:
                 over = time.monotonic() - begun >= limit
                 ended = process.returncode is not None
                 cases = _cases(path)
-                for name in list(cases)[shown:]:
-                    print(f"{part.name}: {name}: {_line(cases[name])}", flush=True)
-                if len(cases) > shown and not ended:
+                if cases != shown and not ended:
                     yield {"status": "running", "cases": cases}
-                shown = len(cases)
+                for name, case in cases.items():
+                    if case != shown.get(name) and case.get("status") != NOT_REACHED:
+                        print(f"{part.name}: {name}: {_line(case)}", flush=True)
+                shown = cases
                 if ended or over:
                     break
         finally:
@@ -111,6 +125,7 @@ def _run(part: Part, limit: float, work: Path) -> Any:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            _end_all(mark)
     seconds = round(time.monotonic() - begun, 2)
     ends = {0: "passed", SKIPPED: "skipped"}
     status = ends.get(process.returncode, "failed") if ended else "cut off"
@@ -124,20 +139,37 @@ def _run(part: Part, limit: float, work: Path) -> Any:
     yield found
 
 
+def _end_all(mark: str) -> None:
+    """Ends what a part has left running."""
+    wanted = f"{_MARK}={mark}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), signal.SIGKILL)
+
+
 def _cases(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found
 
 
 def _line(case: dict[str, Any]) -> str:
-    shown = []
+    shown, blocks = [], []
     for name, value in case.items():
         text = f"{value:,.4g}" if isinstance(value, float) else str(value)
-        shown.append(f"{name} {text if len(text) < 200 else text[:200] + ' ...'}")
-    return ", ".join(shown)
+        if "\n" in text:
+            blocks.append(text.rstrip())
+        elif name == "status":
+            shown.append(text)
+        else:
+            shown.append(f"{name} {text if len(text) < 200 else text[:200] + ' ...'}")
+    return "\n".join([", ".join(shown), *blocks])
 
 
 def _show(name: str, found: dict[str, Any]) -> None:
     words = found.get("words", "").splitlines()
     last = f": {words[-1][:300]}" if words else ""
+    left = [name for name, case in found["cases"].items() if case.get("status") == NOT_REACHED]
+    if left:
+        last += f"; not reached: {', '.join(left)}"
     print(f"{name}: {found['status']} after {found['seconds']:.0f} s{last}", flush=True)

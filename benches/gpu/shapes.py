@@ -21,6 +21,10 @@ from transformers import AutoModelForCausalLM
 
 _VOCABULARY = 49152
 _SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+# of a token, at least in the mean of a turn, as arithmetic has many digits
+_LETTERS = 2.25
+# what the template puts before the first message
+_SYSTEM_TOKENS = 32
 # dense bfloat16, FLOP/s, as NVIDIA gives them
 _PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
 
@@ -102,51 +106,59 @@ def make_model(folder: Path, dtype: Any, attention: str | None = None) -> Any:
 
 
 @contextmanager
-def random_weights() -> Iterator[None]:
-    """A block in which models are made at random in place of being read: 16 GB need not be written first."""
+def random_weights() -> Iterator[dict[str, Any]]:
+    """A block in which models are made at random in place of being read: 16 GB need not be written first.
+
+    Yields:
+        `attention`, once a model is made: its kernel.
+    """
+    made: dict[str, Any] = {}
 
     def make(folder: Path, *, dtype: Any, attn_implementation: str | None = None, **_: Any) -> Any:
-        return make_model(Path(folder), dtype, attn_implementation)
+        model = make_model(Path(folder), dtype, attn_implementation)
+        made["attention"] = model.config._attn_implementation
+        return model
 
     with patch.object(AutoModelForCausalLM, "from_pretrained", make):
-        yield
-
-
-def write_weights(folder: Path) -> None:
-    """Writes random weights into a model's folder, for runs in processes of their own."""
-    if not any(folder.glob("*.safetensors")):
-        make_model(folder, torch.float32).save_pretrained(folder)
+        yield made
 
 
 def make_rows(pack: Path, path: Path, *, max_length: int, count: int) -> Path:
-    """Writes chats of a sixteenth of `max_length` up to nearly all of it, joined from real turns.
+    """Writes chats of a sixteenth of `max_length` up to most of it, joined from real turns.
 
     Args:
         pack: What `make gpu-pack` filled.
         path: The file.
-        max_length: In tokens; three letters are taken for one, which real English passes.
+        max_length: In tokens, which no chat exceeds.
         count: Chats.
     """
     lines = (pack / "data" / "datasets" / "gsm8k" / "train.jsonl").read_text("utf-8").splitlines()
-    turns = [json.loads(line) for line in lines]
+    most = int((max_length * 15 // 16 - _SYSTEM_TOKENS) * _LETTERS)
+    turns = [(turn, _letters(turn)) for turn in map(json.loads, lines)]
+    turns = [(turn, letters) for turn, letters in turns if letters <= most]
     draw = random.Random(max_length)
     place = 0
     with path.open("w", encoding="utf-8") as file:
         for _ in range(count):
-            letters = draw.randint(max_length // 16, max_length * 7 // 8) * 3
+            left = draw.randint(most // 16, most)
             messages: list[dict[str, str]] = []
-            while letters > 0:
-                turn = turns[place % len(turns)]
-                place += 1
-                if messages and len(turn["question"]) + len(turn["answer"]) > letters:
+            while True:
+                turn, letters = turns[place % len(turns)]
+                if messages and letters > left:
                     break
+                place += 1
+                left -= letters
                 messages += [
                     {"role": "user", "content": turn["question"]},
                     {"role": "assistant", "content": turn["answer"]},
                 ]
-                letters -= len(turn["question"]) + len(turn["answer"]) + 60
             file.write(json.dumps({"messages": messages}) + "\n")
     return path
+
+
+def _letters(turn: dict[str, str]) -> int:
+    # the tags of two messages are a dozen tokens
+    return len(turn["question"]) + len(turn["answer"]) + int(12 * _LETTERS)
 
 
 def flops_of(
