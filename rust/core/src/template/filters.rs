@@ -6,7 +6,7 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use minijinja::value::{Kwargs, Object, ObjectRepr, Rest, Tuple, ValueKind};
-use minijinja::{Environment, Error, State, Value};
+use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 use super::filters_of_numbers as numbers;
 use super::filters_of_texts as texts;
@@ -45,9 +45,11 @@ impl Options {
     /// A whole number that is not too large to do work by.
     pub(super) fn integer(&self, at: usize, name: &str, default: i128) -> Result<i128, Error> {
         let Some(value) = self.get(at, name)? else { return Ok(default) };
-        integer(&value).filter(|number| number.abs() <= MAX_WIDTH).ok_or_else(|| {
-            wrong(format!("more work than a render may do, or no integer: the argument '{name}'"))
-        })
+        match integer(&value) {
+            Some(number) if number.abs() <= MAX_WIDTH => Ok(number),
+            Some(_) => Err(ErrorKind::OutOfFuel.into()),
+            None => Err(wrong(format!("the argument '{name}' is no integer"))),
+        }
     }
 
     /// Refuses arguments that nobody asked for; there may be so many by place.

@@ -4,7 +4,7 @@
 //! from an argument, attributes) are refused by name.
 
 use minijinja::value::{Kwargs, Rest, ValueKind};
-use minijinja::{Error, State, Value};
+use minijinja::{Error, ErrorKind, State, Value};
 
 use super::json::python_float;
 use super::operators::as_float;
@@ -163,7 +163,7 @@ fn leading_number(text: &str) -> Result<(Option<usize>, &str), Error> {
     }
     match text[..end].parse::<usize>().ok().filter(|number| *number <= MAX_WIDTH) {
         Some(number) => Ok((Some(number), &text[end..])),
-        None => Err(wrong(format!("more work than a render may do: a field of {}", &text[..end]))),
+        None => Err(ErrorKind::OutOfFuel.into()),
     }
 }
 

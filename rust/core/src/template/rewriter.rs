@@ -161,14 +161,14 @@ mod tests {
     fn operators_become_filters() {
         for (code, expected) in [
             ("{{ a<b }}", "{{ ((a)|less__(b)) }}"),
-            ("{{ 'a' not in b.c }}", "{{ (('a') |not_in__( b.c)) }}"),
-            ("{{ a == 'b' and a != c }}", "{{ a == 'b' and ((a) |unequal__( c)) }}"),
+            ("{{ 'a' not in b.c }}", "{{ (('a' )|not_in__( b.c)) }}"),
+            ("{{ a == 'b' and a != c }}", "{{ a == 'b' and ((a )|unequal__( c)) }}"),
             ("{{ a[1:][0] }}", "{{ ((((a)|slice__(1, none)))|item__(0)) }}"),
             ("{{ a['b'][c]['items'] }}", "{{ ((((a['b'])|item__(c)))|item__('items')) }}"),
             ("{{ m.content }}", "{{ m.content }}"),
             ("{{ messages[-1]['a'] }}", "{{ messages[-1]['a'] }}"),
             ("{{ a % 2 + -1|abs }}", "{{ a % 2 + (-1)|abs }}"),
-            ("{{ '%s' % (a, b) }}", "{{ (('%s') |remainder__( (a, b))) }}"),
+            ("{{ '%s' % (a, b) }}", "{{ (('%s' )|remainder__( (a, b))) }}"),
             ("{{ a, b }}", "{{ (a, b) }}"),
             ("{{ '\\x41\\n' }}", "{{ 'A\n' }}"),
             ("{% for a, b in f(x)|items recursive %}", "{% for a, b in ((f(x)|items)|each__) recursive %}"),
