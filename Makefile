@@ -13,17 +13,22 @@ BIN := $(VENV)/bin
 RUST := $(shell find rust Cargo.toml Cargo.lock -name '*.rs' -o -name 'Cargo.*' -type f)
 CORE := python/sftcore/_core.abi3.so
 
-.PHONY: quickstart test check parity masks bench bench-train bench-distributed scale engines gpu-pack gpu-check fuzz fuzz-keep wheel clean format
+.PHONY: quickstart test test-slow check parity masks bench bench-train bench-distributed scale engines gpu-pack gpu-check fuzz fuzz-keep wheel clean format
 
 quickstart: $(VENV)/.train $(CORE)
 	$(BIN)/python examples/quickstart/run.py
 
 # threads of torch that wait for each other cost more than they bring to models as small as those of the tests
 WORKERS ?= logical
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --maxprocesses=8 --dist=loadfile
 test: $(VENV)/.dev $(CORE)
-	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked; else cargo test --locked --lib; fi
+	@if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --locked; else cargo test --locked --tests; fi
 	cargo test --locked --doc
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(WORKERS) --maxprocesses=8 --dist=loadfile
+	$(PYTEST) -m "not slow"
+
+# what takes more than ten seconds a test: engines on several processes above all
+test-slow: $(VENV)/.dev $(CORE)
+	$(PYTEST) -m slow
 
 check: $(VENV)/.dev $(CORE)
 	cargo fmt --check

@@ -15,6 +15,21 @@ chat_template_utils = pytest.importorskip("transformers.utils.chat_template_util
 
 MESSAGES = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
 VALUES: dict[str, Any] = {
+    "t": True,
+    "i": 7,
+    "u64": 2**64 - 1,
+    "e": "",
+    "s": "Hello World",
+    "html": "<b>&'\"</b>",
+    "multi": "one two\nthree  four\r\nfive\n\nsix ",
+    "uni": "ßÉǅİ σς straße ﬁ ²½٣",
+    "nums": [3, 1, 2],
+    "dups": ["a", "B", "b", "A", "a"],
+    "recs": [{"x": 2, "y": "b"}, {"x": 1, "y": "B"}, {"x": 2, "y": "a"}],
+    "nested": {"a": {"b": [1, {"c": 2}]}},
+    "tree": [{"n": "1", "c": [{"n": "2", "c": []}, {"n": "3", "c": []}]}],
+    "el": [],
+    "ed": {},
     "f": 1e-05,
     "g": 1e16,
     "h": 123456789.123,
@@ -71,8 +86,8 @@ SNIPPETS = [
 ]
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS)
-def test_a_snippet_prints_what_transformers_prints(snippet: str) -> None:
+def _both(snippet: str) -> tuple[str | None, str | None]:
+    """The text of Jinja2 and ours; None for an error."""
     source = "{% for m in messages %}{{ m.content }}{% endfor %}|" + snippet
     try:
         texts, _ = chat_template_utils.render_jinja_template(
@@ -86,7 +101,33 @@ def test_a_snippet_prints_what_transformers_prints(snippet: str) -> None:
         text = Template(source, []).render_row(row)[0]
     except SftcoreError:
         text = None
+    return expected, text
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_a_snippet_prints_what_transformers_prints(snippet: str) -> None:
+    expected, text = _both(snippet)
     assert text == expected
+
+
+@pytest.mark.parametrize("name", ["methods", "operators", "filters"])
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
+def test_the_snippets_of_a_file_print_what_transformers_prints(name: str) -> None:
+    lines = (Path(__file__).parent / "snippets" / f"{name}.txt").read_text(encoding="utf-8")
+    wrong = []
+    for line in lines.split("\n"):
+        is_refused = line.startswith("! ")
+        snippet = line.removeprefix("! ").replace("␊", "\n").replace("␍", "\r")
+        if not snippet or snippet.startswith("##"):
+            continue
+        expected, text = _both(snippet)
+        if is_refused:
+            # what no longer is an error must become an equal text
+            if text is not None or expected is None:
+                wrong.append((snippet, expected, text))
+        elif text != expected:
+            wrong.append((snippet, expected, text))
+    assert wrong == []
 
 
 def test_a_generator_is_not_printed() -> None:

@@ -7,6 +7,7 @@ mod trained_text {
     pub(crate) mod forms;
 }
 
+use std::fmt::Write as _;
 use std::thread;
 
 use proptest::prelude::*;
@@ -29,7 +30,7 @@ fn marked(text: &str, spans: impl Iterator<Item = (usize, usize)>) -> String {
     let mut marked = String::new();
     let mut at = 0;
     for (start, end) in spans.filter(|(start, end)| start < end) {
-        marked += &format!("{}«{}»", &text[at..start], &text[start..end]);
+        let _ = write!(marked, "{}«{}»", &text[at..start], &text[start..end]);
         at = end;
     }
     (marked + &text[at..]).replace("»«", "")

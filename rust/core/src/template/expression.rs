@@ -1,278 +1,506 @@
-//! The code of one block of a template, word by word: enough to find the operands of `~` and what a loop runs over.
+//! Expressions as Jinja2 reads them.
+//!
+//! A parser goes over the tokens of a block and notes the [edits](super::rewriter) on its way; it keeps no tree.
 
+use super::methods::METHODS;
+use super::operators as filters;
 use super::print::TEXT;
+use super::python::{BOUND, EACH};
+use super::rewriter::Edit;
+use super::tokens::{self, Token};
 
-/// Words that end an operand.
-const KEYWORDS: [&str; 14] = [
-    "and",
-    "or",
-    "not",
-    "in",
-    "is",
-    "if",
-    "else",
-    "elif",
-    "for",
-    "set",
-    "with",
-    "recursive",
-    "print",
-    "call",
-];
-
-/// A word, a literal or an operator.
+/// What is known of an operand: where it stands, and whether it must be put in brackets before a filter.
 #[derive(Debug, Clone, Copy)]
-struct Token<'c> {
-    start: usize,
-    text: &'c str,
+pub(super) struct Operand {
+    pub(super) start: usize,
+    pub(super) end: usize,
+    pub(super) kind: Kind,
 }
 
-impl Token<'_> {
-    fn end(&self) -> usize {
-        self.start + self.text.len()
-    }
-
-    fn opens(&self) -> bool {
-        matches!(self.text, "(" | "[" | "{")
-    }
-
-    fn closes(&self) -> bool {
-        matches!(self.text, ")" | "]" | "}")
-    }
-
-    fn is_literal(&self) -> bool {
-        self.text.starts_with(['\'', '"'])
-    }
-
-    /// Whether it stands between two operands of the rank of `~`, or above them.
-    fn ends_operand(&self) -> bool {
-        matches!(self.text, "," | ":" | "=" | "~" | "+" | "-" | "==" | "!=" | "<" | ">" | "<=" | ">=")
-            || KEYWORDS.contains(&self.text)
-    }
-
-    /// Whether an operand may end with it.
-    fn is_value(&self) -> bool {
-        self.closes()
-            || self.is_literal()
-            || (self.text.starts_with(|first: char| first.is_alphanumeric() || first == '_')
-                && !KEYWORDS.contains(&self.text))
-    }
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A string literal.
+    Text,
+    /// A number, a truth or `none`.
+    Constant,
+    /// What a filter may follow.
+    Tight,
+    /// A truth, by a test or a comparison.
+    Truth,
+    /// Anything else.
+    Loose,
 }
 
-/// The tokens between the delimiters of a block.
-fn tokens(code: &str) -> Vec<Token<'_>> {
-    let end = [&["-%}", "+%}", "%}", "-}}", "}}"][..]]
-        .concat()
-        .into_iter()
-        .find(|close| code.len() >= 2 + close.len() && code.ends_with(close))
-        .map_or(code.len(), |close| code.len() - close.len());
-    let mut at = code.len() - code.get(2..).unwrap_or_default().trim_start_matches(['-', '+']).len();
-    let mut found = Vec::new();
-    while at < end {
-        let rest = &code[at..end];
-        let Some(first) = rest.chars().next() else { break };
-        let length = if first.is_whitespace() {
-            at += first.len_utf8();
-            continue;
-        } else if let Some(length) = super::python::string_length(rest) {
-            length
-        } else if first.is_ascii_digit() {
-            number_length(rest)
-        } else if first.is_alphanumeric() || first == '_' {
-            rest.find(|next: char| !(next.is_alphanumeric() || next == '_')).unwrap_or(rest.len())
-        } else {
-            let double = ["==", "!=", "<=", ">=", "//", "**"].into_iter().find(|two| rest.starts_with(two));
-            double.map_or(first.len_utf8(), str::len)
-        };
-        found.push(Token { start: at, text: &code[at..at + length] });
-        at += length;
-    }
-    found
+/// What is left of a block, and what is to be changed in it.
+pub(super) struct Parser<'c> {
+    pub(super) code: &'c str,
+    pub(super) tokens: &'c [Token<'c>],
+    pub(super) at: usize,
+    pub(super) edits: Vec<Edit>,
+    pub(super) has_markup: bool,
+    pub(super) in_macro: bool,
 }
 
-/// The length of a number, with a sign in its exponent.
-fn number_length(text: &str) -> usize {
-    let mut length = 0;
-    let bytes = text.as_bytes();
-    while let Some(&byte) = bytes.get(length) {
-        let follows_exponent = matches!(bytes.get(length.wrapping_sub(1)), Some(b'e' | b'E'))
-            && !text.starts_with("0x")
-            && !text.starts_with("0X");
-        let is_point = byte == b'.' && bytes.get(length + 1).is_some_and(u8::is_ascii_digit);
-        if byte.is_ascii_alphanumeric()
-            || byte == b'_'
-            || is_point
-            || (follows_exponent && b"+-".contains(&byte))
-        {
-            length += 1;
-        } else {
-            break;
+type Parsed = Result<Operand, String>;
+
+impl<'c> Parser<'c> {
+    pub(super) fn peek(&self) -> &'c str {
+        self.tokens.get(self.at).map_or("", |token| token.text)
+    }
+
+    pub(super) fn next(&mut self) -> Result<Token<'c>, String> {
+        let token = self.tokens.get(self.at).copied().ok_or("a block ends too early")?;
+        self.at += 1;
+        Ok(token)
+    }
+
+    pub(super) fn skip(&mut self, text: &str) -> bool {
+        let is_next = self.peek() == text;
+        self.at += usize::from(is_next);
+        is_next
+    }
+
+    pub(super) fn expect(&mut self, text: &str) -> Result<Token<'c>, String> {
+        let token = self.next()?;
+        if token.text == text { Ok(token) } else { Err(format!("expected `{text}`, found `{}`", token.text)) }
+    }
+
+    pub(super) fn expect_end(&self) -> Result<(), String> {
+        match self.peek() {
+            "" => Ok(()),
+            other => Err(format!("unexpected `{other}`")),
         }
     }
-    length
-}
 
-/// Puts the filter [`TEXT`] on what stands beside `~`: the engine would write numbers its own way there.
-pub(super) fn print_operands(code: &str) -> String {
-    if !code.contains('~') {
-        return code.to_owned();
-    }
-    let tokens = tokens(code);
-    let mut edits: Vec<(usize, String)> = Vec::new();
-    for (at, _) in tokens.iter().enumerate().filter(|(_, token)| token.text == "~") {
-        // an operand between two `~` is dealt with as the right one of the first
-        let left = operand_before(&tokens, at);
-        let is_chained = left.checked_sub(1).is_some_and(|before| tokens[before].text == "~");
-        if !is_chained {
-            print_operand(&tokens, left..at, &mut edits);
-        }
-        print_operand(&tokens, at + 1..operand_after(&tokens, at + 1), &mut edits);
-    }
-    // in the order of the text, and a closing one before an opening one at the same place
-    edits.sort_by_key(|(place, text)| (*place, text == "("));
-    let mut out = String::with_capacity(code.len() + 16 * edits.len());
-    let mut from = 0;
-    for (place, text) in edits {
-        out.push_str(&code[from..place]);
-        out.push_str(&text);
-        from = place;
-    }
-    out.push_str(&code[from..]);
-    out
-}
-
-fn print_operand(tokens: &[Token], range: std::ops::Range<usize>, edits: &mut Vec<(usize, String)>) {
-    let Some([first, .., last] | [first @ last]) = tokens.get(range.clone()) else { return };
-    // a test gives a truth, which is written alike
-    let is_test = |at: usize| tokens.get(at).is_some_and(|token| token.text == "is");
-    let before = range.start.checked_sub(1);
-    let negated = before.is_some_and(|at| tokens[at].text == "not" && at.checked_sub(1).is_some_and(is_test));
-    if before.is_some_and(is_test)
-        || negated
-        || is_test(range.end)
-        || (range.len() == 1 && first.is_literal())
-    {
-        return;
-    }
-    let mut depth = 0usize;
-    let is_joined = tokens[range].iter().any(|token| {
-        if token.opens() {
-            depth += 1;
-        } else if token.closes() {
-            depth = depth.saturating_sub(1);
-        }
-        depth == 0 && matches!(token.text, "*" | "/" | "//" | "%" | "**")
-    });
-    if is_joined || matches!(first.text, "-" | "+") {
-        edits.push((first.start, "(".to_owned()));
-        edits.push((last.end(), format!(")|{TEXT}")));
-    } else {
-        edits.push((last.end(), format!("|{TEXT}")));
-    }
-}
-
-/// Whether the token at a place is a sign, and not what joins two values.
-fn is_sign(tokens: &[Token], at: usize) -> bool {
-    matches!(tokens[at].text, "-" | "+") && !at.checked_sub(1).is_some_and(|before| tokens[before].is_value())
-}
-
-fn operand_before(tokens: &[Token], end: usize) -> usize {
-    let mut depth = 0usize;
-    let mut at = end;
-    while let Some(before) = at.checked_sub(1) {
-        let token = &tokens[before];
-        if token.closes() {
-            depth += 1;
-        } else if token.opens() {
-            if depth == 0 {
+    /// Values with commas between them, and whether there are such without brackets round them.
+    pub(super) fn tuple(&mut self, has_condition: bool) -> Result<(Operand, bool), String> {
+        let first = self.expression(has_condition)?;
+        let mut last = first;
+        let mut is_tuple = false;
+        while self.peek() == "," {
+            let comma = self.next()?;
+            is_tuple = true;
+            if matches!(self.peek(), "" | ")" | "recursive") {
+                last.end = comma.end();
                 break;
             }
-            depth -= 1;
-        } else if depth == 0 && token.ends_operand() && !is_sign(tokens, before) {
-            break;
+            last = self.expression(has_condition)?;
         }
-        at = before;
+        let kind = if is_tuple { Kind::Loose } else { first.kind };
+        Ok((Operand { start: first.start, end: last.end, kind }, is_tuple))
     }
-    at
-}
 
-fn operand_after(tokens: &[Token], start: usize) -> usize {
-    let mut depth = 0usize;
-    for (at, token) in tokens.iter().enumerate().skip(start) {
-        if token.opens() {
-            depth += 1;
-        } else if token.closes() {
-            if depth == 0 {
-                return at;
+    pub(super) fn expression(&mut self, has_condition: bool) -> Parsed {
+        let mut value = self.or()?;
+        while has_condition && self.skip("if") {
+            let condition = self.or()?;
+            let mut end = condition.end;
+            if self.skip("else") {
+                end = self.expression(true)?.end;
             }
-            depth -= 1;
-        } else if depth == 0 && token.ends_operand() && !is_sign(tokens, at) {
-            return at;
+            value = Operand { start: value.start, end, kind: Kind::Loose };
         }
-    }
-    tokens.len()
-}
-
-/// `for x in VALUES if …` with the filter `filter` on `VALUES`.
-pub(super) fn filter_loop(code: &str, filter: &str) -> String {
-    let tokens = tokens(code);
-    let is_loop = code.starts_with("{%") && tokens.first().is_some_and(|token| token.text == "for");
-    let Some(start) = tokens.iter().position(|token| token.text == "in").filter(|_| is_loop) else {
-        return code.to_owned();
-    };
-    let mut depth = 0usize;
-    let end = tokens.iter().skip(start + 1).position(|token| {
-        if token.opens() {
-            depth += 1;
-        } else if token.closes() {
-            depth = depth.saturating_sub(1);
-        }
-        depth == 0 && matches!(token.text, "if" | "recursive")
-    });
-    let values = &tokens[start + 1..end.map_or(tokens.len(), |end| start + 1 + end)];
-    let Some([first, .., last] | [first @ last]) = Some(values) else { return code.to_owned() };
-    let is_path = values.iter().all(|token| token.text == "." || token.is_value() && !token.closes());
-    let (head, inside, tail) = (&code[..first.start], &code[first.start..last.end()], &code[last.end()..]);
-    if is_path {
-        format!("{head}{inside}|{filter}{tail}")
-    } else {
-        format!("{head}({inside})|{filter}{tail}")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn operands_become_text() {
-        for (code, rewritten) in [
-            ("{{ a + b }}", "{{ a + b }}"),
-            ("{{ a ~ 'b' }}", "{{ a|text__ ~ 'b' }}"),
-            ("{{- a.b[0] ~ c|d(e) ~ f -}}", "{{- a.b[0]|text__ ~ c|d(e)|text__ ~ f|text__ -}}"),
-            ("{{ a + b ~ c * 2 }}", "{{ a + b|text__ ~ (c * 2)|text__ }}"),
-            ("{{ -a ~ -1e-05 }}", "{{ (-a)|text__ ~ (-1e-05)|text__ }}"),
-            ("{% if a ~ b == c %}", "{% if a|text__ ~ b|text__ == c %}"),
-            ("{{ a is number ~ b }}", "{{ a is number ~ b|text__ }}"),
-            ("{{ f(a ~ b, c={'~': d ~ '}}'}) }}", "{{ f(a|text__ ~ b|text__, c={'~': d|text__ ~ '}}'}) }}"),
-            ("{% set x = a ~ (b if c else d) %}", "{% set x = a|text__ ~ (b if c else d)|text__ %}"),
-        ] {
-            assert_eq!(print_operands(code), rewritten);
-        }
+        Ok(value)
     }
 
-    #[test]
-    fn loops_have_their_filter() {
-        for (code, rewritten) in [
-            ("{%- for a in b.c -%}", "{%- for a in b.c|each -%}"),
-            ("{% for a in b if a in c %}", "{% for a in b|each if a in c %}"),
-            (
-                "{% for a, b in f(x)[1:]|items recursive %}",
-                "{% for a, b in (f(x)[1:]|items)|each recursive %}",
-            ),
-            ("{% if a in b %}", "{% if a in b %}"),
-        ] {
-            assert_eq!(filter_loop(code, "each"), rewritten);
+    fn or(&mut self) -> Parsed {
+        let mut left = self.and()?;
+        while self.skip("or") {
+            left = Operand { start: left.start, end: self.and()?.end, kind: Kind::Loose };
         }
+        Ok(left)
+    }
+
+    fn and(&mut self) -> Parsed {
+        let mut left = self.not()?;
+        while self.skip("and") {
+            left = Operand { start: left.start, end: self.not()?.end, kind: Kind::Loose };
+        }
+        Ok(left)
+    }
+
+    fn not(&mut self) -> Parsed {
+        if self.peek() != "not" {
+            return self.comparison();
+        }
+        let start = self.next()?.start;
+        Ok(Operand { start, end: self.not()?.end, kind: Kind::Truth })
+    }
+
+    fn comparison(&mut self) -> Parsed {
+        let left = self.sum()?;
+        let mut result = left;
+        let mut is_chained = false;
+        let mut is_native = true;
+        loop {
+            let operator = self.peek();
+            let second = self.tokens.get(self.at + 1).map_or("", |token| token.text);
+            let is_not_in = operator == "not" && second == "in";
+            if !matches!(operator, "==" | "!=" | "<" | "<=" | ">" | ">=" | "in") && !is_not_in {
+                return Ok(result);
+            }
+            let start = self.next()?;
+            let end = if is_not_in { self.next()?.end() } else { start.end() };
+            let right = self.sum()?;
+            // the engine rounds whole numbers to compare them with such as have fractions
+            let is_constant = |operand: Operand| match operand.kind {
+                Kind::Text => true,
+                Kind::Constant => {
+                    !self.code[operand.start..operand.end].contains(['.', 'e', 'E'])
+                        || !self.is_digit(operand)
+                }
+                _ => false,
+            };
+            let name = match operator {
+                "==" | "!=" if is_constant(left) || is_constant(right) => None,
+                "==" => Some(filters::EQUAL),
+                "!=" => Some(filters::UNEQUAL),
+                "<" => Some(filters::LESS),
+                "<=" => Some(filters::AT_MOST),
+                ">" => Some(filters::MORE),
+                ">=" => Some(filters::AT_LEAST),
+                "in" => Some(filters::IN),
+                _ => Some(filters::NOT_IN),
+            };
+            if is_chained && (name.is_some() || !is_native) {
+                return Err("a chain of comparisons (a < b < c) is not known here; write `a < b and b < c`"
+                    .to_owned());
+            }
+            result = match name {
+                Some(name) => self.binary(result, (start.start, end), right, name),
+                None => Operand { start: left.start, end: right.end, kind: Kind::Truth },
+            };
+            is_native = name.is_none();
+            is_chained = true;
+        }
+    }
+
+    fn is_digit(&self, operand: Operand) -> bool {
+        self.code[operand.start..operand.end].contains(|each: char| each.is_ascii_digit())
+    }
+
+    fn sum(&mut self) -> Parsed {
+        let mut left = self.concat()?;
+        while matches!(self.peek(), "+" | "-") {
+            self.next()?;
+            let right = self.concat()?;
+            self.check_plain(left);
+            self.check_plain(right);
+            left = Operand { start: left.start, end: right.end, kind: Kind::Loose };
+        }
+        Ok(left)
+    }
+
+    /// Where a text may be markup, an operator on it is refused when it comes to it.
+    fn check_plain(&mut self, operand: Operand) {
+        if self.has_markup && matches!(operand.kind, Kind::Tight) {
+            self.filter(operand, filters::PLAIN);
+        }
+    }
+
+    fn concat(&mut self) -> Parsed {
+        let mut left = self.product()?;
+        if self.peek() != "~" {
+            return Ok(left);
+        }
+        self.text_of(left);
+        while self.skip("~") {
+            let right = self.product()?;
+            self.text_of(right);
+            left = Operand { start: left.start, end: right.end, kind: Kind::Loose };
+        }
+        Ok(left)
+    }
+
+    /// What stands beside `~` becomes text: the engine would write numbers its own way there.
+    fn text_of(&mut self, operand: Operand) {
+        if operand.kind == Kind::Tight {
+            self.close(operand.end, &format!("|{TEXT}"));
+        } else if operand.kind != Kind::Text {
+            self.filter(operand, TEXT);
+        }
+    }
+
+    fn product(&mut self) -> Parsed {
+        let mut left = self.power()?;
+        while matches!(self.peek(), "*" | "/" | "//" | "%") {
+            let operator = self.next()?;
+            let right = self.power()?;
+            let is_number = left.kind != Kind::Text && right.kind == Kind::Constant && !self.has_markup;
+            left = match operator.text {
+                "%" if !is_number => {
+                    self.binary(left, (operator.start, operator.end()), right, filters::REMAINDER)
+                }
+                "/" | "//" => {
+                    let name = if operator.text == "/" { filters::QUOTIENT } else { filters::WHOLE_QUOTIENT };
+                    self.binary(left, (operator.start, operator.end()), right, name)
+                }
+                _ => {
+                    self.check_plain(left);
+                    self.check_plain(right);
+                    Operand { start: left.start, end: right.end, kind: Kind::Loose }
+                }
+            };
+        }
+        Ok(left)
+    }
+
+    fn power(&mut self) -> Parsed {
+        let mut left = self.unary(true)?;
+        while self.peek() == "**" {
+            let operator = self.next()?;
+            let right = self.unary(true)?;
+            left = self.binary(left, (operator.start, operator.end()), right, filters::POWER);
+        }
+        Ok(left)
+    }
+
+    fn unary(&mut self, has_filters: bool) -> Parsed {
+        let value = match self.peek() {
+            "-" => {
+                let sign = self.next()?;
+                let operand = self.unary(false)?;
+                let value = Operand { start: sign.start, end: operand.end, kind: Kind::Constant };
+                if operand.kind == Kind::Constant {
+                    value
+                } else {
+                    self.open(value.start, "(");
+                    self.close(value.end, ")");
+                    Operand { kind: Kind::Tight, ..value }
+                }
+            }
+            "+" => {
+                let sign = self.next()?;
+                let operand = self.unary(false)?;
+                self.replace_token(sign, "");
+                self.filter(operand, filters::PLUS);
+                Operand { start: sign.start, end: operand.end, kind: Kind::Tight }
+            }
+            _ => self.primary()?,
+        };
+        let value = self.postfix(value)?;
+        if has_filters { self.filters(value) } else { Ok(value) }
+    }
+
+    fn primary(&mut self) -> Parsed {
+        let token = self.next()?;
+        let operand = |kind: Kind| Operand { start: token.start, end: token.end(), kind };
+        if token.is_string() {
+            self.literal(token)?;
+            let mut end = token.end();
+            while self.tokens.get(self.at).is_some_and(Token::is_string) {
+                let more = self.next()?;
+                self.literal(more)?;
+                end = more.end();
+            }
+            return Ok(Operand { end, ..operand(Kind::Text) });
+        }
+        if token.is_number() {
+            return if tokens::is_number(token.text) {
+                Ok(operand(Kind::Constant))
+            } else {
+                Err(format!("`{}` is no number", token.text))
+            };
+        }
+        if token.is_word() {
+            return match token.text {
+                "true" | "false" | "none" | "True" | "False" | "None" => Ok(operand(Kind::Constant)),
+                "varargs" | "kwargs" if self.in_macro => {
+                    Err(format!("`{}` of a macro is not known here; name its parameters", token.text))
+                }
+                _ => Ok(operand(Kind::Tight)),
+            };
+        }
+        let end = match token.text {
+            "(" => {
+                if self.peek() != ")" {
+                    self.tuple(true)?;
+                }
+                self.expect(")")?
+            }
+            "[" => {
+                while self.peek() != "]" {
+                    self.expression(true)?;
+                    if !self.skip(",") {
+                        break;
+                    }
+                }
+                self.expect("]")?
+            }
+            "{" => {
+                while self.peek() != "}" {
+                    let key = self.expression(true)?;
+                    if !matches!(key.kind, Kind::Text | Kind::Constant) {
+                        self.filter(key, filters::KEY);
+                    }
+                    self.expect(":")?;
+                    self.expression(true)?;
+                    if !self.skip(",") {
+                        break;
+                    }
+                }
+                self.expect("}")?
+            }
+            other => return Err(format!("unexpected `{other}`")),
+        };
+        Ok(Operand { end: end.end(), ..operand(Kind::Tight) })
+    }
+
+    /// A string literal with escapes, as the engine reads it.
+    fn literal(&mut self, token: Token) -> Result<(), String> {
+        if token.text.contains('\\') {
+            let text = tokens::unescape(token.text.get(1..token.text.len() - 1).unwrap_or_default())?;
+            self.replace_token(token, tokens::quoted(&text));
+        }
+        Ok(())
+    }
+
+    fn postfix(&mut self, mut value: Operand) -> Parsed {
+        loop {
+            match self.peek() {
+                "." => {
+                    self.next()?;
+                    let name = self.next()?;
+                    if METHODS.contains(&name.text) && self.peek() != "(" {
+                        self.replace_token(name, format!("{BOUND}{}()", name.text));
+                    } else if !name.is_word() && !name.is_number() {
+                        return Err(format!("unexpected `{}`", name.text));
+                    }
+                    value = Operand { start: value.start, end: name.end(), kind: Kind::Tight };
+                }
+                "[" => value = self.subscript(value)?,
+                "(" => value = self.call(value)?,
+                _ => return Ok(value),
+            }
+        }
+    }
+
+    fn subscript(&mut self, base: Operand) -> Parsed {
+        let bracket = self.next()?;
+        let mut parts: [bool; 3] = [false; 3];
+        let mut colons = Vec::new();
+        let mut key = None;
+        while self.peek() != "]" {
+            if self.peek() == ":" && colons.len() < 2 {
+                colons.push(self.next()?);
+            } else if parts[colons.len()] {
+                return Err(format!("unexpected `{}`", self.peek()));
+            } else {
+                parts[colons.len()] = true;
+                key = Some((self.at, self.expression(true)?));
+            }
+        }
+        let close = self.next()?;
+        let value = Operand { start: base.start, end: close.end(), kind: Kind::Tight };
+        if colons.is_empty() {
+            let Some((at, key)) = key else { return Err("unexpected `]`".to_owned()) };
+            let literal = self.tokens[at].text;
+            let is_name = key.kind == Kind::Text && !METHODS.contains(&literal.trim_matches(['\'', '"']));
+            let is_message = &self.code[base.start..base.end] == "messages" && key.kind == Kind::Constant;
+            if !is_name && !is_message {
+                self.open(base.start, "((");
+                self.replace_token(bracket, format!(")|{}(", filters::ITEM));
+                self.replace_token(close, "))");
+            }
+            return Ok(value);
+        }
+        self.open(base.start, "((");
+        let none = |is_there: bool| if is_there { "" } else { "none" };
+        self.replace_token(bracket, format!(")|{}({}", filters::SLICE, none(parts[0])));
+        for (number, colon) in colons.iter().enumerate() {
+            self.replace_token(*colon, format!(", {}", none(parts[number + 1])));
+        }
+        self.replace_token(close, "))");
+        Ok(value)
+    }
+
+    fn call(&mut self, value: Operand) -> Parsed {
+        let is_loop = &self.code[value.start..value.end] == "loop";
+        let end = self.arguments(is_loop)?;
+        Ok(Operand { start: value.start, end, kind: Kind::Tight })
+    }
+
+    /// Arguments in brackets; where they end.
+    pub(super) fn arguments(&mut self, is_loop: bool) -> Result<usize, String> {
+        self.expect("(")?;
+        while self.peek() != ")" {
+            if matches!(self.peek(), "*" | "**") {
+                self.next()?;
+            }
+            if self.tokens.get(self.at + 1).is_some_and(|token| token.text == "=") {
+                if self.peek().starts_with('_') {
+                    return Err(format!("an argument with the name `{}` is not known here", self.peek()));
+                }
+                self.at += 2;
+            }
+            let argument = self.expression(true)?;
+            if is_loop {
+                self.filter(argument, EACH);
+            }
+            if !self.skip(",") {
+                break;
+            }
+        }
+        Ok(self.expect(")")?.end())
+    }
+
+    fn filters(&mut self, mut value: Operand) -> Parsed {
+        loop {
+            match self.peek() {
+                "|" => {
+                    let start = self.next()?.start;
+                    let end = self.filter_name()?;
+                    // a sign binds less here than a filter does in the engine
+                    let is_sign = self.code[value.start..].starts_with('-') && value.kind == Kind::Constant;
+                    if is_sign || value.kind == Kind::Truth {
+                        self.open(value.start, "(");
+                        self.close(start, ")");
+                    }
+                    value = Operand { start: value.start, end, kind: Kind::Tight };
+                }
+                "is" => {
+                    self.next()?;
+                    self.skip("not");
+                    let mut end = self.next()?.end();
+                    while self.skip(".") {
+                        end = self.next()?.end();
+                    }
+                    if self.peek() == "(" {
+                        end = self.arguments(false)?;
+                    } else if self.peek() == "is" {
+                        return Err("tests cannot follow each other; put brackets round the first".to_owned());
+                    } else if let Some(token) = self.tokens.get(self.at) {
+                        let is_argument = token.is_string()
+                            || token.is_number()
+                            || matches!(token.text, "[" | "{")
+                            || token.is_word()
+                                && !matches!(
+                                    token.text,
+                                    "else" | "or" | "and" | "if" | "is" | "in" | "not" | "recursive"
+                                );
+                        if is_argument {
+                            let argument = self.primary()?;
+                            end = self.postfix(argument)?.end;
+                        }
+                    }
+                    value = Operand { start: value.start, end, kind: Kind::Truth };
+                }
+                "(" => value = self.call(value)?,
+                _ => return Ok(value),
+            }
+        }
+    }
+
+    /// The name of a filter and its arguments; where they end.
+    pub(super) fn filter_name(&mut self) -> Result<usize, String> {
+        let name = self.next()?;
+        if !name.is_word() {
+            return Err(format!("unexpected `{}`", name.text));
+        }
+        let mut end = name.end();
+        while self.skip(".") {
+            end = self.next()?.end();
+        }
+        if self.peek() == "(" { self.arguments(false) } else { Ok(end) }
     }
 }

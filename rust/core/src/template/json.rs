@@ -5,14 +5,15 @@
 
 use std::fmt::Write as _;
 
-use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Error, ErrorKind, State, Value};
+use minijinja::value::{Kwargs, Rest, ValueKind};
+use minijinja::{Error, State, Value};
 
-use super::lazy::Lazy;
+use super::filters::Options;
+use super::order::{integer, is_dict, kind, sort_by_key, type_name, wrong};
 use super::python::MAX_DEPTH;
 
 /// The widest indent.
-const MAX_INDENT: usize = 256;
+const MAX_INDENT: i128 = 256;
 
 struct Style {
     ensure_ascii: bool,
@@ -22,46 +23,52 @@ struct Style {
     key_separator: String,
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "minijinja hands over owned arguments")]
 /// The filter: `value | tojson(ensure_ascii, indent, separators, sort_keys)`.
-pub(super) fn tojson(state: &State, value: &Value, kwargs: Kwargs) -> Result<String, Error> {
-    let indent: Option<Value> = kwargs.get("indent")?;
+pub(super) fn tojson(
+    state: &State,
+    value: &Value,
+    given: Rest<Value>,
+    named: Kwargs,
+) -> Result<String, Error> {
+    let options = Options::new(given, named);
+    let indent = options.get(1, "indent")?.filter(|indent| !indent.is_none());
     let indent = match indent {
-        Some(width) if width.is_number() => {
-            let width = usize::try_from(width)?;
-            if width > MAX_INDENT {
+        None => None,
+        Some(text) if text.as_str().is_some() => text.as_str().map(str::to_owned),
+        Some(width) => {
+            let spaces = integer(&width).ok_or_else(|| wrong("tojson with an indent that is no integer"))?;
+            if spaces > MAX_INDENT {
                 return Err(wrong(format!(
                     "tojson with an indent of {width}; expected at most {MAX_INDENT}"
                 )));
             }
-            Some(" ".repeat(width))
+            Some(" ".repeat(usize::try_from(spaces).unwrap_or(0)))
         }
-        Some(text) if text.as_str().is_some() => text.as_str().map(str::to_owned),
-        _ => None,
     };
-    let separators: Option<Value> = kwargs.get("separators")?;
+    let separators = options.get(2, "separators")?.filter(|pair| !pair.is_none());
     let (item_separator, key_separator) = match separators {
-        Some(pair) if !pair.is_none() => (
-            pair.get_item_by_index(0)?.as_str().unwrap_or(", ").to_owned(),
-            pair.get_item_by_index(1)?.as_str().unwrap_or(": ").to_owned(),
-        ),
-        _ => ((if indent.is_some() { "," } else { ", " }).to_owned(), ": ".to_owned()),
+        Some(pair) => {
+            let pair: Vec<Value> = pair.try_iter()?.collect();
+            let (Some(item), Some(key), 2) =
+                (pair.first().and_then(Value::as_str), pair.get(1).and_then(Value::as_str), pair.len())
+            else {
+                return Err(wrong("tojson with separators that are not two texts"));
+            };
+            (item.to_owned(), key.to_owned())
+        }
+        None => ((if indent.is_some() { "," } else { ", " }).to_owned(), ": ".to_owned()),
     };
     let style = Style {
-        ensure_ascii: kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
-        sort_keys: kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        ensure_ascii: options.is_set(0, "ensure_ascii")?,
+        sort_keys: options.is_set(3, "sort_keys")?,
         indent,
         item_separator,
         key_separator,
     };
-    kwargs.assert_all_used()?;
+    options.finish(4)?;
     let mut out = String::new();
     write_value(&mut out, value, &style, 0, state)?;
     Ok(out)
-}
-
-fn wrong(message: String) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message)
 }
 
 fn write_value(
@@ -76,13 +83,13 @@ fn write_value(
     }
     // what a list within lists repeats may be far longer than what the template made
     state.consume_fuel(1 + value.as_str().map_or(0, str::len) as u64 / 64)?;
-    match value.kind() {
+    match kind(value) {
         ValueKind::None => out.push_str("null"),
         ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
         ValueKind::Number => write_number(out, value),
         ValueKind::String => write_string(out, value.as_str().unwrap_or_default(), style.ensure_ascii),
         ValueKind::Iterable => {
-            let kind = value.downcast_object_ref::<Lazy>().map_or("range", Lazy::kind);
+            let kind = type_name(value);
             return Err(wrong(format!(
                 "Object of type {kind} is not JSON serializable; put |list before |tojson"
             )));
@@ -93,22 +100,34 @@ fn write_value(
                 write_value(out, item, style, depth + 1, state)
             })?;
         }
-        ValueKind::Map => {
+        ValueKind::Map if is_dict(value) => {
             let mut keys: Vec<Value> = value.try_iter()?.collect();
             if style.sort_keys {
-                keys.sort();
+                let mut sorted: Vec<(Value, ())> = keys.into_iter().map(|key| (key, ())).collect();
+                sort_by_key(&mut sorted, false)?;
+                keys = sorted.into_iter().map(|(key, ())| key).collect();
             }
             write_items(out, style, depth, ('{', '}'), &keys, |out, key| {
-                match key.as_str() {
-                    Some(text) => write_string(out, text, style.ensure_ascii),
-                    None => write_string(out, &key.to_string(), style.ensure_ascii),
+                match key.kind() {
+                    ValueKind::String => {
+                        write_string(out, key.as_str().unwrap_or_default(), style.ensure_ascii);
+                    }
+                    ValueKind::None | ValueKind::Bool | ValueKind::Number => {
+                        out.push('"');
+                        write_value(out, key, style, depth, state)?;
+                        out.push('"');
+                    }
+                    _ => {
+                        let kind = type_name(key);
+                        return Err(wrong(format!("keys must be str, int, float, bool or None, not {kind}")));
+                    }
                 }
                 out.push_str(&style.key_separator);
                 write_value(out, &value.get_item(key)?, style, depth + 1, state)
             })?;
         }
-        kind => {
-            return Err(wrong(format!("{kind} is not JSON serializable")));
+        _ => {
+            return Err(wrong(format!("Object of type {} is not JSON serializable", type_name(value))));
         }
     }
     Ok(())

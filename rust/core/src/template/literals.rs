@@ -1,5 +1,7 @@
 //! The string literals in the source of a template.
 
+use super::tokens::{string_length, unescape};
+
 /// Each string literal inside `{{ }}` and `{% %}`, without its quotes and escapes, once.
 pub(super) fn string_literals(source: &str) -> Vec<String> {
     let mut literals: Vec<String> = Vec::new();
@@ -16,42 +18,21 @@ pub(super) fn string_literals(source: &str) -> Vec<String> {
             }
         };
         while !rest.is_empty() && !rest.starts_with(close) {
-            let mut characters = rest.chars();
-            let quote = characters.next().filter(|character| matches!(character, '\'' | '"'));
-            rest = characters.as_str();
-            if let Some(quote) = quote {
-                let (literal, length) = read_literal(rest, quote);
-                rest = &rest[length..];
-                if !literal.is_empty() && !literals.contains(&literal) {
-                    literals.push(literal);
-                }
+            let Some(length) = string_length(rest) else {
+                let mut characters = rest.chars();
+                characters.next();
+                rest = characters.as_str();
+                continue;
+            };
+            let inner = rest[1..length].strip_suffix(&rest[..1]).unwrap_or(&rest[1..length]);
+            let literal = unescape(inner).unwrap_or_else(|_| inner.to_owned());
+            rest = &rest[length..];
+            if !literal.is_empty() && !literals.contains(&literal) {
+                literals.push(literal);
             }
         }
     }
     literals
-}
-
-/// A literal that begins at the start of `text` and ends at `quote`, and its length with the quote.
-fn read_literal(text: &str, quote: char) -> (String, usize) {
-    let mut literal = String::new();
-    let mut characters = text.char_indices();
-    while let Some((at, character)) = characters.next() {
-        match character {
-            '\\' => literal.extend(characters.next().and_then(|(_, escaped)| match escaped {
-                'n' => Some('\n'),
-                't' => Some('\t'),
-                'r' => Some('\r'),
-                'u' => {
-                    let digits = characters.by_ref().take(4).map(|(_, digit)| digit);
-                    char::from_u32(u32::from_str_radix(&digits.collect::<String>(), 16).ok()?)
-                }
-                other => Some(other),
-            })),
-            _ if character == quote => return (literal, at + quote.len_utf8()),
-            _ => literal.push(character),
-        }
-    }
-    (literal, text.len())
 }
 
 #[cfg(test)]

@@ -7,27 +7,39 @@
 mod compiled;
 mod contents;
 mod controls;
+mod ends;
 mod expression;
+mod filters;
+mod filters_of_numbers;
+mod filters_of_texts;
+mod format;
 mod fuel;
 mod json;
 mod lazy;
 mod literals;
 mod marks;
+mod methods;
+mod operators;
+mod order;
 mod pieces;
 mod print;
 mod probes;
 mod python;
 mod rendered;
+mod rewriter;
 mod spans;
 mod starts;
+mod statement;
 mod stops;
 mod tags;
+mod texts;
+mod tokens;
 
 use std::sync::{Arc, RwLock};
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, ErrorKind as JinjaErrorKind, Value, filters};
+use minijinja::{Environment, ErrorKind as JinjaErrorKind, Value};
 use serde_json::{Map, Value as Json};
 
 use crate::conversation::{Conversation, Message, VERBATIM_CALL};
@@ -94,7 +106,9 @@ impl ChatTemplate {
         let mut add = |name: &'static str, text: String| {
             environment.add_template_owned(name, text).map_err(|error| compile_error(&error))
         };
-        let rewritten = python::rewrite(source);
+        let rewritten = python::rewrite(source).map_err(|reason| {
+            Error::new(ErrorKind::Template, format!("the chat template does not compile: {reason}"))
+        })?;
         add(PLAIN, tags::replace_generation_tags(&rewritten, false))?;
         if tagged {
             add(TAGGED, tags::replace_generation_tags(&rewritten, true))?;
@@ -338,7 +352,7 @@ fn check_markup(source: &str) -> Result<()> {
     for (number, line) in (1..).zip(source.lines()) {
         let adds = line.match_indices("safe").any(|(at, word)| {
             let (before, after) = (line[..at].trim_end(), line[at + word.len()..].trim_start());
-            before.ends_with('|') && after.starts_with(['+', '~'])
+            before.ends_with('|') && after.starts_with('+')
         });
         if adds {
             return Err(Error::new(
@@ -370,21 +384,27 @@ fn new_environment() -> Result<Environment<'static>> {
     environment.set_formatter(print::formatter);
     environment.add_filter(print::TEXT, print::text);
     environment.add_filter("string", print::text);
-    environment.add_filter("trim", print::trim);
     environment.add_filter("join", print::join);
-    environment.add_filter("replace", print::replace);
     environment.add_filter("lower", print::on_text(str::to_lowercase));
     environment.add_filter("upper", print::on_text(str::to_uppercase));
-    environment.add_filter("title", print::on_text(|text| filters::title(text.into())));
-    environment.add_filter("capitalize", print::on_text(print::capitalize));
-    environment.add_filter("list", python::list);
+    environment.add_filter("format", format::filter);
+    filters::add_to(&mut environment);
+    operators::add_to(&mut environment);
     lazy::add_filters(&mut environment);
     environment.add_filter("tojson", json::tojson);
+    environment.remove_global("debug");
+    for name in ["cycler", "joiner", "lipsum", "self"] {
+        environment.add_function(name, move || -> Result<Value, minijinja::Error> {
+            Err(order::wrong(format!("`{name}` is not known here")))
+        });
+    }
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", move |format: &str| {
         jiff::fmt::strtime::format(format, &now)
             .map_err(|error| minijinja::Error::new(JinjaErrorKind::InvalidOperation, error.to_string()))
     });
+    environment.add_test("callable", python::is_callable);
+    environment.add_test("mapping", order::is_dict);
     environment.add_test("iterable", python::is_iterable);
     environment.add_test("sequence", python::is_sequence);
     Ok(environment)

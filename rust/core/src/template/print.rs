@@ -5,12 +5,13 @@
 
 use std::fmt::Write as _;
 
-use minijinja::value::{Kwargs, Rest, Tuple, ValueKind};
+use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, Output, State, Value, escape_formatter};
 
+use super::filters::Group;
 use super::json::python_float;
-use super::lazy::Lazy;
-use super::marks;
+use super::lazy::{Lazy, items_of};
+use super::order::{is_engine_object, is_namespace, kind};
 use super::python::MAX_DEPTH;
 
 /// The filter that makes text of what stands beside `~`.
@@ -19,7 +20,7 @@ pub(super) const TEXT: &str = "text__";
 /// Writes what stands in `{{ }}`.
 pub(super) fn formatter(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     match value.kind() {
-        ValueKind::Number | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => {
+        ValueKind::Number | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Plain => {
             let text = text_of(state, value)?;
             Ok(out.write_str(&text)?)
         }
@@ -39,10 +40,8 @@ pub(super) fn text(state: &State, value: Value) -> Result<Value, Error> {
 pub(super) fn text_of(state: &State, value: &Value) -> Result<String, Error> {
     match value.kind() {
         ValueKind::String => Ok(value.as_str().unwrap_or_default().to_owned()),
-        ValueKind::Number | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => {
-            let mut out = String::new();
-            write_repr(&mut out, value, 0, state)?;
-            Ok(out)
+        ValueKind::Number | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::Plain => {
+            repr_of(state, value)
         }
         _ => Ok(value.to_string()),
     }
@@ -51,39 +50,18 @@ pub(super) fn text_of(state: &State, value: &Value) -> Result<String, Error> {
 /// A filter of text, on the text of any value.
 pub(super) fn on_text(
     filter: impl Fn(&str) -> String + Send + Sync + 'static,
-) -> impl Fn(&State, &Value) -> Result<String, Error> + Send + Sync + 'static {
-    move |state, value| Ok(filter(&text_of(state, value)?))
+) -> impl Fn(&State, &Value) -> Result<Value, Error> + Send + Sync + 'static {
+    move |state, value| {
+        let text = filter(&text_of(state, value)?);
+        Ok(if value.is_safe() { Value::from_safe_string(text) } else { Value::from(text) })
+    }
 }
 
-/// The filter `trim`, with or without the characters to take away.
-pub(super) fn trim(state: &State, value: &Value, characters: Option<&str>) -> Result<String, Error> {
-    let text = text_of(state, value)?;
-    Ok(match characters {
-        None => marks::trim(&text).to_owned(),
-        Some(characters) => text.trim_matches(|character| characters.contains(character)).to_owned(),
-    })
-}
-
-/// The filter `capitalize`.
-pub(super) fn capitalize(text: &str) -> String {
-    let mut rest = text.chars();
-    rest.next().map_or(String::new(), |first| {
-        first.to_uppercase().collect::<String>() + &rest.as_str().to_lowercase()
-    })
-}
-
-/// The filter `replace(old, new, count)`.
-pub(super) fn replace(
-    state: &State,
-    value: &Value,
-    old: &Value,
-    new: &Value,
-    count: Option<usize>,
-) -> Result<String, Error> {
-    let (text, old, new) = (text_of(state, value)?, text_of(state, old)?, text_of(state, new)?);
-    let matches = text.matches(old.as_str()).take(count.unwrap_or(usize::MAX)).count();
-    state.consume_fuel((matches * new.len() / 64) as u64)?;
-    Ok(text.replacen(&old, &new, matches))
+/// `repr(value)`.
+pub(super) fn repr_of(state: &State, value: &Value) -> Result<String, Error> {
+    let mut out = String::new();
+    write_repr(&mut out, value, 0, state)?;
+    Ok(out)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "minijinja hands over owned arguments")]
@@ -94,9 +72,6 @@ pub(super) fn join(
     given: Rest<Value>,
     kwargs: Kwargs,
 ) -> Result<String, Error> {
-    if value.is_none() {
-        return Err(not_iterable("NoneType"));
-    }
     let named: Option<Value> = kwargs.get("d")?;
     let separator =
         given.first().cloned().or(named).map_or(Ok(String::new()), |text| text_of(state, &text))?;
@@ -104,7 +79,7 @@ pub(super) fn join(
     let attribute = given.get(1).cloned().or(named).filter(|attribute| !attribute.is_none());
     kwargs.assert_all_used()?;
     let mut out = String::new();
-    for (number, item) in value.try_iter()?.enumerate() {
+    for (number, item) in items_of(state, value)?.into_iter().enumerate() {
         let item = match attribute.as_ref().map(|attribute| (attribute, attribute.as_str())) {
             None => item,
             Some((_, Some(path))) => {
@@ -137,31 +112,39 @@ fn write_repr(out: &mut String, value: &Value, depth: usize, state: &State) -> R
     }
     // what a list within lists repeats may be far longer than what the template made
     state.consume_fuel(1 + value.as_str().map_or(0, str::len) as u64 / 64)?;
-    match value.kind() {
+    match kind(value) {
         ValueKind::Undefined => out.push_str("Undefined"),
+        ValueKind::String if value.is_safe() => {
+            out.push_str("Markup(");
+            write_text(out, value.as_str().unwrap_or_default());
+            out.push(')');
+        }
         ValueKind::String => write_text(out, value.as_str().unwrap_or_default()),
         ValueKind::Number if !value.is_integer() => out.push_str(&number(value)),
         ValueKind::Seq => {
-            let is_tuple = value.downcast_object_ref::<Tuple>().is_some();
+            let is_group = value.downcast_object_ref::<Group>().is_some();
+            let is_tuple = value.is_tuple() || is_group;
             let (open, close) = if is_tuple { ('(', ')') } else { ('[', ']') };
             write_items(out, value, (open, close), depth, state)?;
             if is_tuple && value.len() == Some(1) {
                 out.insert(out.len() - 1, ',');
             }
         }
-        ValueKind::Iterable => match value.downcast_object_ref::<Lazy>().map(Lazy::name) {
-            Some(Some(name)) => {
-                out.push_str(name);
+        ValueKind::Iterable => {
+            let lazy = value.downcast_object_ref::<Lazy>();
+            let text =
+                lazy.and_then(Lazy::text).ok_or_else(|| no_text("a generator", "; put |list after it"))?;
+            out.push_str(text);
+            if !lazy.is_some_and(Lazy::is_range) {
                 out.push('(');
                 write_items(out, value, ('[', ']'), depth, state)?;
                 out.push(')');
             }
-            Some(None) => return Err(no_text("a generator")),
-            None => write_items(out, value, ('[', ']'), depth, state)?,
-        },
+        }
+        ValueKind::Plain => return Err(no_text("a function or a method that is not called", "")),
+        ValueKind::Map if is_engine_object(value) => return Err(no_text("a loop or a macro", "")),
         ValueKind::Map => {
-            let is_namespace =
-                value.as_object().is_some_and(|object| object.type_name().ends_with("::Namespace"));
+            let is_namespace = is_namespace(value);
             out.push_str(if is_namespace { "<Namespace {" } else { "{" });
             for (number, key) in value.try_iter()?.enumerate() {
                 if number > 0 {
@@ -198,8 +181,8 @@ fn write_items(
     Ok(())
 }
 
-fn no_text(what: &str) -> Error {
-    let message = format!("{what} has no text but its address; put |list after it");
+fn no_text(what: &str, advice: &str) -> Error {
+    let message = format!("{what} has no text but its address{advice}");
     Error::new(ErrorKind::InvalidOperation, message)
 }
 

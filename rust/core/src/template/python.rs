@@ -9,13 +9,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use minijinja::value::{Object, ObjectRepr, ValueKind};
-use minijinja::{Error, ErrorKind, State, Value, filters};
-use minijinja_contrib::pycompat;
+use minijinja::{Error, ErrorKind, State, Value};
 
-use super::expression::{filter_loop, print_operands};
-use super::lazy::Lazy;
-use super::marks;
-use super::print::not_iterable;
+use super::lazy::{Lazy, items_of};
+use super::methods;
+use super::operators::method_of;
+use super::order::{is_dict, is_engine_object, is_namespace, kind};
+use super::rewriter::Rewriter;
+use super::tokens::string_length;
 
 /// The filter that [`rewrite`] puts on what is looped over.
 pub(super) const EACH: &str = "each__";
@@ -24,12 +25,13 @@ pub(super) const KEEP: &str = "keep__";
 /// Values nested deeper are refused.
 pub(super) const MAX_DEPTH: usize = 512;
 /// The prefix of the methods that [`rewrite`] puts in place of uncalled ones.
-const BOUND: &str = "bound__";
-const DICT_METHODS: [&str; 4] = ["items", "keys", "values", "get"];
+pub(super) const BOUND: &str = "bound__";
+/// Methods of a dict, which come before its keys.
+const DICT_METHODS: [&str; 6] = ["items", "keys", "values", "get", "copy", "fromkeys"];
 
 /// A method that is not called: true, and without attributes.
 #[derive(Debug)]
-struct BoundMethod;
+pub(super) struct BoundMethod;
 
 impl Object for BoundMethod {
     fn repr(self: &Arc<Self>) -> ObjectRepr {
@@ -41,74 +43,53 @@ impl Object for BoundMethod {
     }
 }
 
-/// Methods of Python that minijinja has not, or has otherwise.
+/// A method of a value, called or not; a namespace has none.
 pub(super) fn unknown_method(
     state: &mut State<'_, '_>,
     value: &Value,
     method: &str,
     arguments: &[Value],
 ) -> Result<Value, Error> {
-    if let Some(name) = method.strip_prefix(BOUND) {
-        return if value.kind() == ValueKind::Map && !value.is_undefined() && value.as_object().is_some() {
-            Ok(Value::from_object(BoundMethod))
-        } else {
-            value.get_attr(name)
-        };
+    let Some(name) = method.strip_prefix(BOUND) else {
+        return methods::call(state, value, method, arguments);
+    };
+    let is_dict = is_dict(value);
+    let found =
+        if is_dict && !DICT_METHODS.contains(&name) { value.get_attr(name)? } else { Value::UNDEFINED };
+    let bound = method_of(value, &Value::from(name));
+    if !found.is_undefined() || bound.is_undefined() {
+        return if found.is_undefined() { value.get_attr(name) } else { Ok(found) };
     }
-    if let (Some(text), []) = (value.as_str(), arguments) {
-        let stripped = match method {
-            "strip" => Some(marks::trim(text)),
-            "lstrip" => Some(text.trim_start_matches(marks::is_white_space)),
-            "rstrip" => Some(text.trim_end_matches(marks::is_white_space)),
-            _ => None,
-        };
-        if let Some(stripped) = stripped {
-            return Ok(Value::from(stripped));
-        }
-    }
-    if let (ValueKind::Map, []) = (value.kind(), arguments) {
-        let name = match method {
-            "items" => Some("dict_items"),
-            "keys" => Some("dict_keys"),
-            "values" => Some("dict_values"),
-            _ => None,
-        };
-        if let Some(name) = name.filter(|_| !value.is_undefined()) {
-            let found = pycompat::unknown_method_callback(state, value, method, arguments)?;
-            return Ok(Lazy::view(name, found.try_iter()?.collect()));
-        }
-    }
-    pycompat::unknown_method_callback(state, value, method, arguments)
+    Ok(bound)
 }
 
 /// What a loop runs over: a string is its characters, whose number is then known, and `none` is refused.
-pub(super) fn each(value: Value) -> Result<Value, Error> {
-    if value.is_none() {
-        return Err(not_iterable("NoneType"));
+pub(super) fn each(state: &State, value: Value) -> Result<Value, Error> {
+    // what a generator gives is known in number too
+    if matches!(value.kind(), ValueKind::Seq | ValueKind::Undefined) || is_dict(&value) {
+        Ok(value)
+    } else {
+        items_of(state, &value).map(Value::from)
     }
-    if let Some(text) = value.as_str() {
-        return Ok(text.chars().map(|character| Value::from(character.to_string())).collect());
-    }
-    // so that the number of what a generator gives is known
-    let is_lazy = value.downcast_object_ref::<Lazy>().is_some();
-    if is_lazy { Ok(value.try_iter()?.collect()) } else { Ok(value) }
-}
-
-/// The filter `list`, which refuses `none` as Python does.
-pub(super) fn list(state: &State, value: Value) -> Result<Value, Error> {
-    if value.is_none() { Err(not_iterable("NoneType")) } else { filters::list(state, value) }
 }
 
 /// The test `sequence`: what has a length and takes an index, texts and dicts too.
 pub(super) fn is_sequence(value: &Value) -> bool {
-    matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Undefined)
+    is_dict(value) || matches!(kind(value), ValueKind::String | ValueKind::Seq | ValueKind::Undefined)
 }
 
 /// The test `iterable`: to Jinja2 `none` is not (templates get `tools=None` from Transformers), but what is undefined.
 pub(super) fn is_iterable(value: &Value) -> bool {
     // looked at, a generator would be empty
     let is_lazy = value.downcast_object_ref::<Lazy>().is_some();
-    is_lazy || (!value.is_none() && value.try_iter().is_ok())
+    is_lazy
+        || is_dict(value)
+        || matches!(kind(value), ValueKind::String | ValueKind::Seq | ValueKind::Undefined)
+}
+
+/// The test `callable`: functions, methods, macros and the loop, and what is undefined.
+pub(super) fn is_callable(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Plain | ValueKind::Undefined) || is_engine_object(value)
 }
 
 /// What a namespace is to keep, unchanged. Only there can a loop nest a value once more at each turn, and one that is nested
@@ -124,7 +105,7 @@ fn check_depth(state: &State, value: &Value, depth: usize) -> Result<(), Error> 
         return wrong(format!("a namespace holds a value nested deeper than {MAX_DEPTH} levels"));
     }
     state.consume_fuel(1)?;
-    if value.as_object().is_some_and(|object| object.type_name().ends_with("::Namespace")) {
+    if is_namespace(value) {
         return wrong("a namespace holds a namespace; give it values, or use a dict".to_owned());
     }
     match value.kind() {
@@ -137,44 +118,69 @@ fn check_depth(state: &State, value: &Value, depth: usize) -> Result<(), Error> 
     }
 }
 
-/// `source` with what this module needs put in.
-pub(super) fn rewrite(source: &str) -> String {
+/// `source` with what this module needs put in. An error says where it holds what is not known here.
+pub(super) fn rewrite(source: &str) -> Result<String, String> {
     // Jinja2 reads every end of a line as this one
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let blocks = blocks(&source);
+    let code = blocks.iter().filter(|block| block.is_code).map(|block| block.text);
+    let mut rewriter = Rewriter::new(code);
     let mut out = String::with_capacity(source.len() + 64);
-    let mut rest = source.as_str();
-    while let Some(at) = rest.find("{%").into_iter().chain(rest.find("{{")).chain(rest.find("{#")).min() {
-        out.push_str(&rest[..at]);
-        rest = &rest[at..];
+    let mut line = 1;
+    for block in blocks {
+        if block.is_code {
+            out.push_str(&rewriter.rewrite(block.text).map_err(|error| format!("line {line}: {error}"))?);
+        } else {
+            out.push_str(block.text);
+        }
+        // Jinja2 keeps the line end after this one tag
+        if block.is_raw && !block.text.ends_with("-%}") && source[block.end..].starts_with('\n') {
+            out.push('\n');
+        }
+        line += block.text.matches('\n').count();
+    }
+    Ok(out)
+}
+
+/// A stretch of a template.
+struct Block<'s> {
+    text: &'s str,
+    end: usize,
+    /// Whether there are expressions in it.
+    is_code: bool,
+    /// Whether raw text comes after it.
+    is_raw: bool,
+}
+
+/// Blocks and what is between them.
+fn blocks(source: &str) -> Vec<Block<'_>> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    let mut push = |start: usize, end: usize, is_code: bool, is_raw: bool| {
+        found.push(Block { text: &source[start..end], end, is_code, is_raw });
+        end
+    };
+    while let Some(start) = ["{%", "{{", "{#"].iter().filter_map(|open| source[at..].find(open)).min() {
+        at = push(at, at + start, false, false);
+        let rest = &source[at..];
         let (close, is_comment) = match &rest[..2] {
             "{%" => ("%}", false),
             "{{" => ("}}", false),
             _ => ("#}", true),
         };
-        let end = if is_comment {
+        let length = if is_comment {
             rest.find(close).map_or(rest.len(), |at| at + close.len())
         } else {
             code_length(rest, close)
         };
-        let code = &rest[..end];
-        if is_comment {
-            out.push_str(code);
-        } else {
-            out.push_str(&rewrite_code(code));
-        }
-        rest = &rest[end..];
-        if !is_comment && word_of(code) == "raw" {
-            let raw = raw_length(rest);
-            // Jinja2 keeps the line end after this one tag
-            if rest.starts_with('\n') && !code.ends_with("-%}") {
-                out.push('\n');
-            }
-            out.push_str(&rest[..raw]);
-            rest = &rest[raw..];
+        let is_raw = !is_comment && word_of(&rest[..length]) == "raw";
+        at = push(at, at + length, !is_comment && !is_raw, is_raw);
+        if is_raw {
+            at = push(at, at + raw_length(&source[at..]), false, false);
         }
     }
-    out.push_str(rest);
-    out
+    push(at, source.len(), false, false);
+    found
 }
 
 /// What stands in a block of one word.
@@ -196,100 +202,54 @@ fn raw_length(text: &str) -> usize {
     text.len()
 }
 
-/// The length of a block that ends with `close`, which may also stand in its strings.
+/// The length of a block that ends with `close`, which may also stand in its strings, and in brackets.
 fn code_length(block: &str, close: &str) -> usize {
     let mut at = 2;
+    let mut depth = 0usize;
     while at < block.len() {
-        if block[at..].starts_with(close) {
+        let rest = &block[at..];
+        if rest.starts_with(close) && (depth == 0 || close == "%}") {
             return at + close.len();
         }
-        at += string_length(&block[at..])
-            .unwrap_or_else(|| block[at..].chars().next().map_or(1, char::len_utf8));
+        match rest.as_bytes()[0] {
+            b'{' => depth += 1,
+            b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        at += string_length(rest).unwrap_or_else(|| rest.chars().next().map_or(1, char::len_utf8));
     }
     block.len()
-}
-
-/// The length of the string literal that `text` begins with.
-pub(super) fn string_length(text: &str) -> Option<usize> {
-    let quote = text.chars().next().filter(|quote| matches!(quote, '"' | '\''))?;
-    let mut escaped = false;
-    let end = text.char_indices().skip(1).find(|&(_, character)| {
-        let ends = character == quote && !escaped;
-        escaped = character == '\\' && !escaped;
-        ends
-    });
-    Some(end.map_or(text.len(), |(at, _)| at + 1))
-}
-
-fn rewrite_code(code: &str) -> String {
-    let code = keep_checked(&print_operands(&filter_loop(code, EACH)));
-    let mut out = String::with_capacity(code.len() + 16);
-    let mut at = 0;
-    while at < code.len() {
-        let rest = &code[at..];
-        let name = DICT_METHODS.into_iter().find(|name| {
-            rest.strip_prefix('.').and_then(|rest| rest.strip_prefix(name)).is_some_and(|after| {
-                !after.starts_with(|next: char| next.is_alphanumeric() || next == '_')
-                    && !after.trim_start().starts_with('(')
-            })
-        });
-        if let Some(name) = name {
-            for part in [".", BOUND, name, "()"] {
-                out.push_str(part);
-            }
-            at += 1 + name.len();
-            continue;
-        }
-        let length = string_length(rest).unwrap_or_else(|| rest.chars().next().map_or(1, char::len_utf8));
-        out.push_str(&rest[..length]);
-        at += length;
-    }
-    out
-}
-
-/// `set a.b = c` with the filter [`KEEP`] on `c`; a block that is set has it after its own filters.
-fn keep_checked(code: &str) -> String {
-    let start = code.len() - code.trim_start_matches("{%").trim_start_matches(['-', '+']).trim_start().len();
-    let end = code.strip_suffix("%}").map_or(code.len(), |code| code.trim_end_matches(['-', '+']).len());
-    let inner = code.get(start..end).unwrap_or_default();
-    let after_target = inner.find(['=', '|']).unwrap_or(inner.len());
-    let (target, value) = inner.split_at(after_target);
-    let is_set = target
-        .strip_prefix("set")
-        .is_some_and(|rest| rest.starts_with(|next: char| next.is_whitespace() || next == '('));
-    if !code.starts_with("{%") || !is_set || !target.contains('.') || value.is_empty() {
-        return code.to_owned();
-    }
-    let checked = match value.strip_prefix('=') {
-        Some(value) => format!("=({value})|{KEEP} "),
-        None => format!("{value}|{KEEP} "),
-    };
-    format!("{}{target}{checked}{}", &code[..start], &code[end..])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn rewritten(source: &str) -> String {
+        rewrite(source).unwrap()
+    }
+
     #[test]
     fn only_code_is_rewritten() {
-        let same = "a.items {# x.items #}{{ 'x.items }}' }}{{ x.items() }}{{ x.items_of }}";
-        assert_eq!(rewrite(same), same);
-        assert_eq!(rewrite("{{ x.items.y }}"), "{{ x.bound__items().y }}");
-        assert_eq!(rewrite("{%- for a in b.c -%}"), "{%- for a in b.c|each__ -%}");
-        assert_eq!(rewrite("{% for a in b if a %}"), "{% for a in b|each__ if a %}");
-        assert_eq!(rewrite("{% raw %}\r\na{% endraw %}\n"), "{% raw %}\n\na{% endraw %}\n");
+        let same = "a.items {# x.items #}{{ 'x.items }}' }}{{ x.items() }}{{ x.items_of }}{{ {'a': {}}}}";
+        assert_eq!(rewritten(same), same);
+        assert_eq!(rewritten("{{ x.items.y }}"), "{{ x.bound__items().y }}");
+        assert_eq!(rewritten("{%- for a in b.c -%}"), "{%- for a in b.c|each__ -%}");
+        assert_eq!(rewritten("{% for a in b if a %}"), "{% for a in b|each__ if a %}");
+        assert_eq!(rewritten("{% raw %}\r\na{% endraw %}\n"), "{% raw %}\n\na{% endraw %}\n");
         let raw = "{% raw %}{% for a in b %}{{ ' {%- endraw %}";
-        assert_eq!(rewrite(&format!("{raw}{{% for a in b %}}")), format!("{raw}{{% for a in b|each__ %}}"));
+        assert_eq!(rewritten(&format!("{raw}{{% for a in b %}}")), format!("{raw}{{% for a in b|each__ %}}"));
+        assert_eq!(rewrite("\n{{ a +\n }}").unwrap_err(), "line 2: a block ends too early");
     }
 
     #[test]
     fn what_a_namespace_keeps_is_checked() {
         for same in ["{% set a = b.c %}", "{% set a.b %}", "{% settle.a = 1 %}", "{% set a | trim(b.c) %}"] {
-            assert_eq!(rewrite(same), same);
+            assert_eq!(rewritten(same), same);
         }
-        assert_eq!(rewrite("{%- set a.b = 1, 2 -%}"), "{%- set a.b =( 1, 2 )|keep__ -%}");
-        assert_eq!(rewrite("{% set (a, b.c)=d if e else f%}"), "{% set (a, b.c)=(d if e else f)|keep__ %}");
-        assert_eq!(rewrite("{% set a.b | trim %}"), "{% set a.b | trim |keep__ %}");
+        assert_eq!(rewritten("{%- set a.b = 1, 2 -%}"), "{%- set a.b = ((1, 2)|keep__) -%}");
+        let rest = "((d if e else f)|keep__)%}";
+        assert_eq!(rewritten("{% set (a, b.c)=d if e else f%}"), format!("{{% set (a, b.c)={rest}"));
+        assert_eq!(rewritten("{% set a.b | trim %}"), "{% set a.b | trim|keep__ %}");
     }
 }

@@ -16,12 +16,12 @@ use crate::conversation::{Conversation, Message};
 use crate::{Error, ErrorKind, Result};
 
 use super::controls::{Controls, TrainOn, TrainOnEos};
-use super::marks::{self, Mark, leading_white_space, take_marks};
+use super::marks::{self, Mark, take_marks};
 use super::pieces::Pieces;
 use super::probes::Probes;
-use super::rendered::{Endless, Lost, Part, Rendered, Segment};
+use super::rendered::{Endless, Lost, Rendered, Segment};
 use super::starts::ends_at_border;
-use super::stops::{Closing, shared_prefix};
+use super::stops::shared_prefix;
 use super::{ChatTemplate, TAGGED};
 
 /// What a message says in one stretch of the text.
@@ -284,7 +284,11 @@ impl Tracker<'_> {
         let after = self.runs.get(number + 1);
         let bound = after.map_or(self.text.len(), |run| self.pieces.list[run.first].start);
         let tail = &self.text[last.end..bound];
-        let next_role = after.map(|run| self.conversation.messages[run.message].role);
+        // a message of which nothing is shown has a header all the same
+        let messages = &self.conversation.messages;
+        let unseen = Some(message + 1).filter(|next| self.runs.iter().all(|run| run.message != *next));
+        let next = unseen.and_then(|next| messages.get(next));
+        let next_role = next.or_else(|| Some(&messages[after?.message])).map(|next| next.role);
         let (end, closing) = if !is_assistant {
             (0, self.known_end(tail))
         } else if self.ends_within_markup(message, self.pieces.part_of(&last)) {
@@ -299,103 +303,6 @@ impl Tracker<'_> {
         let stop = closing.map_or(end, |closing| last.end + closing.start);
         let is_ended = closing.is_some() && self.template.tokens.last_token(&self.text[stop..end]).is_some();
         Ok(Turn { start, end, stop, message, is_ended })
-    }
-
-    /// Whether words of the template's own come after what is last of a turn, a call or reasoning, before what closes it.
-    fn ends_within_markup(&self, message: usize, last: Part) -> bool {
-        let unseen = self.pieces.stretches.iter().zip(&self.pieces.is_followed);
-        let is_call = |part: Part| matches!(part, Part::Call(_));
-        is_call(last)
-            || last == Part::Reasoning
-            || unseen
-                .filter(|(stretch, _)| stretch.message == message && is_call(stretch.part))
-                .any(|(_, is_followed)| !is_followed)
-    }
-
-    /// What closes an answer, where it is what probes found.
-    fn known_end(&self, tail: &str) -> Option<Closing> {
-        let skipped = leading_white_space(tail).len();
-        let ends = [&self.probes.ends.inner, &self.probes.ends.last];
-        ends.into_iter().flatten().find_map(|end| {
-            let after = tail[skipped..].strip_prefix(end.lead.as_str())?;
-            let start = skipped + end.lead.len();
-            after.starts_with(end.text.as_str()).then(|| Closing { start, end: start + end.text.len() })
-        })
-    }
-
-    fn answer_end(&self, tail: &str, next_role: Option<&str>) -> Option<Closing> {
-        let last = if next_role.is_some() { "" } else { tail };
-        let may_be_marker = self.may_stop(tail, next_role);
-        self.known_end(tail).or_else(|| self.template.tokens.after_answer(tail, last, may_be_marker))
-    }
-
-    /// Whether the first token of `text`, which may be the marker of the next role, may be what stops a turn. What opens
-    /// another turn of the assistant is not, unless it stops all turns.
-    fn may_stop(&self, text: &str, next_role: Option<&str>) -> bool {
-        let tokens = &self.template.tokens;
-        let stops_all = |token: &str| self.probes.ends.inner.as_ref().is_some_and(|end| end.text == token);
-        match next_role {
-            None => false,
-            Some("assistant") => {
-                let prompt = self.probes.generation_prompt.as_str();
-                let mut openings = tokens.openings_of(prompt);
-                let mut opens = |token: &str| openings.any(|opening| opening.starts_with(token));
-                !prompt.is_empty()
-                    && tokens.first_token(text).is_some_and(|token| stops_all(token) || !opens(token))
-            }
-            Some(_) => true,
-        }
-    }
-
-    /// Where a turn ends whose last is a call, and what closes it.
-    fn call_end(
-        &self,
-        number: usize,
-        tail: &str,
-        next_role: Option<&str>,
-    ) -> Result<(usize, Option<Closing>)> {
-        let tokens = &self.template.tokens;
-        let core = |shared: usize| tail[..shared].trim_end_matches(marks::is_white_space).len();
-        if next_role.is_none() {
-            // a template may go on with a turn of its own
-            let opening = tokens.first_of(tail, &self.probes.turn_marker);
-            let tail = &tail[..opening.unwrap_or(tail.len())];
-            return Ok((core(tail.len()), tokens.after_call(tail, tail, false)));
-        }
-        let ends = &self.probes.ends;
-        let known: Vec<&str> = ends.call.iter().map(|end| end.token.as_str()).collect();
-        if let Some(closing) = tokens.first_eos(tail, &known) {
-            return Ok((0, Some(closing)));
-        }
-        let run = self.runs[number];
-        let last = self.pieces.list[run.last];
-        if let Some(at_end) = self.tail_of(run.message + 1, last.stretch, false) {
-            let shared = core(tokens.shared(tail, &at_end));
-            let may_be_marker = self.may_stop(&tail[shared..], next_role);
-            if !self.calls_follow(run.message, &tail[shared..]) {
-                return Ok((shared, tokens.after_call(tail, &at_end, may_be_marker)));
-            }
-        }
-        match tokens.first_eos(tail, &ends.tokens()) {
-            Some(closing) => Ok((0, Some(closing))),
-            None => Err(lost(run.message, "ends")),
-        }
-    }
-
-    /// What closes a call, with the tokens before it where an answer is closed by the same ones.
-    fn with_all_tokens(&self, tail: &str, closing: Closing) -> Closing {
-        let ends = [&self.probes.ends.inner, &self.probes.ends.last].into_iter().flatten();
-        let known = ends.filter(|end| tail[..closing.end].ends_with(end.text.as_str()));
-        let start = known.map(|end| closing.end - end.text.len()).min();
-        Closing { start: start.map_or(closing.start, |start| start.min(closing.start)), end: closing.end }
-    }
-
-    /// Whether calls that could not be followed stand in what should come after them.
-    fn calls_follow(&self, message: usize, text: &str) -> bool {
-        let stretches = self.pieces.stretches.iter().zip(&self.pieces.is_followed);
-        stretches
-            .filter(|(stretch, is_followed)| stretch.message == message && !**is_followed)
-            .any(|(stretch, _)| matches!(stretch.part, Part::Call(_)) && text.contains(stretch.text.as_str()))
     }
 
     /// What the template writes after `stretch`, up to what comes next, where only the first `count` messages are there.
@@ -516,6 +423,6 @@ fn unplaced(reason: &str) -> Error {
     )
 }
 
-fn lost(index: usize, verb: &str) -> Error {
+pub(super) fn lost(index: usize, verb: &str) -> Error {
     unplaced(&format!("it is unclear where the turn of messages[{index}] {verb}"))
 }

@@ -20,7 +20,8 @@ impl Tracker<'_> {
         let trailing = previous.map_or("", |run| self.trailing_white_space(run));
         let header = &self.text[before..first];
         let prompt = self.probes.generation_prompt.trim_start();
-        if let Some(run) = previous {
+        // between two messages one may stand of which nothing is shown but a header
+        if let Some(run) = previous.filter(|previous| previous.message + 1 == run.message) {
             let role = self.conversation.messages[run.message].role;
             let openings = self.probes.openings.iter().filter(|(before, _)| *before == role);
             let found = openings.flat_map(|(_, opening)| [(trailing, opening), ("", opening)]).find_map(

@@ -163,8 +163,7 @@ impl TokenFinder {
     }
 
     /// Where `token` stands first in `text`.
-    pub(super) fn first_of(&self, text: &str, token: &Option<String>) -> Option<usize> {
-        let wanted = token.as_deref()?;
+    pub(super) fn first_of(&self, text: &str, wanted: &str) -> Option<usize> {
         self.tokens(text)
             .iter()
             .find(|token| &text[token.start..token.end] == wanted)

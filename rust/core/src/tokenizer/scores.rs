@@ -1,6 +1,6 @@
 //! The scores of a Unigram model, as the published wheel of `tokenizers` reads them.
 //!
-//! It parses a decimal number as its digits, as an integer, over a power of ten (serde_json without its feature
+//! It parses a decimal number as its digits, as an integer, over a power of ten (`serde_json` without its feature
 //! `float_roundtrip`), which is off by one unit in the last place for every fourth score of T5. Where two ways to cut a
 //! text have sums that are that near, it decides; so ids are equal only with equal scores.
 
@@ -50,16 +50,13 @@ fn read(text: &str) -> Option<f64> {
     for (digit, is_fraction) in digits {
         let digit = u64::from(digit.checked_sub(b'0').filter(|digit| *digit < 10)?);
         let longer = significand.checked_mul(10).and_then(|longer| longer.checked_add(digit));
-        match longer.filter(|_| !is_full) {
-            Some(longer) => {
-                significand = longer;
-                power -= i32::from(is_fraction);
-            }
+        if let Some(longer) = longer.filter(|_| !is_full) {
+            significand = longer;
+            power -= i32::from(is_fraction);
+        } else {
             // digits that do not fit are left out
-            None => {
-                is_full = true;
-                power += i32::from(!is_fraction);
-            }
+            is_full = true;
+            power += i32::from(!is_fraction);
         }
     }
     #[expect(clippy::cast_precision_loss, reason = "that is what is to be done alike")]

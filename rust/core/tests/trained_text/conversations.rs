@@ -54,7 +54,11 @@ fn answer() -> impl Strategy<Value = Message> {
             message
         },
     );
-    prop_oneof![4 => plain, 2 => thought, 3 => calling]
+    let any = prop_oneof![4 => plain, 2 => thought, 3 => calling];
+    (any, prop::bool::weighted(0.1)).prop_map(|(message, is_left_out)| {
+        let weight = if is_left_out { 0.0 } else { 1.0 };
+        Message { weight, ..message }
+    })
 }
 
 /// One to three messages: a question and its answer, an agent's step, or what real rows hold beside.

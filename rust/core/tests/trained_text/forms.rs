@@ -79,6 +79,7 @@ pub(crate) enum Calls {
 }
 
 /// A template.
+#[expect(clippy::struct_excessive_bools, reason = "what templates do, each by itself")]
 #[derive(Debug, Clone)]
 pub(crate) struct Form {
     pub(crate) header: Header,
@@ -94,6 +95,8 @@ pub(crate) struct Form {
     pub(crate) trims: bool,
     /// A system message of the template's own stands before a chat that begins with none.
     pub(crate) default_system: bool,
+    /// Results stand inside the turn that called: what follows has no header, and a prompt gives nothing.
+    pub(crate) results_in_turn: bool,
     /// The last turn is closed for a generation prompt alone.
     pub(crate) closes_for_prompt: bool,
     /// System messages are gathered at the start.
@@ -135,7 +138,7 @@ pub(crate) fn forms() -> impl Strategy<Value = Form> {
         ends,
         select(vec!["", "<|end|>", "</s>"]),
         select(vec!["", "\n"]),
-        any::<(bool, bool, bool, bool, bool, bool)>(),
+        any::<(bool, bool, bool, bool, bool, bool, bool)>(),
         thinking,
         prompts,
         calls,
@@ -155,7 +158,17 @@ pub(crate) fn forms() -> impl Strategy<Value = Form> {
                 eos,
                 call_end,
             )| {
-                let (trims, gathers, calls_first, drops_words, default_system, closes_for_prompt) = flags;
+                let (
+                    trims,
+                    gathers,
+                    calls_first,
+                    drops_words,
+                    default_system,
+                    closes_for_prompt,
+                    results_in_turn,
+                ) = flags;
+                // a result that nothing closes may end with the line break that its answer begins with
+                let results_in_turn = results_in_turn && !other.is_empty() && calls != Calls::LeftOut;
                 // nor where words of a header begin that come after what closes the turn before
                 let closes_for_prompt = closes_for_prompt && header != Header::Words;
                 // of two tokens before the next header nothing tells which stop, where neither is at the end of a chat
@@ -165,6 +178,7 @@ pub(crate) fn forms() -> impl Strategy<Value = Form> {
                     inner,
                     last: if closes_for_prompt { "" } else { last },
                     default_system,
+                    results_in_turn,
                     closes_for_prompt,
                     call_end: call_end.unwrap_or(inner),
                     other,
@@ -195,6 +209,16 @@ pub(crate) struct Written {
     pub(crate) is_refused: bool,
 }
 
+/// Where an answer stands.
+#[derive(Clone, Copy)]
+struct Place {
+    number: usize,
+    is_after_question: bool,
+    is_last: bool,
+    /// Without a header, after the answer of a tool.
+    goes_on: bool,
+}
+
 impl Form {
     pub(crate) fn special_tokens(&self) -> SpecialTokens {
         let texts = TOKENS.iter().map(|&token| token.to_owned()).collect();
@@ -207,7 +231,7 @@ impl Form {
         let (before, after) = self.header.around();
         let trim = if self.trims { "|trim" } else { "" };
         let mut source = String::from("{{- '<s>' -}}\n");
-        source += "{%- set ns = namespace(last=-1, system='') -%}\n";
+        source += "{%- set ns = namespace(last=-1, system='', tool=false) -%}\n";
         source += "{%- for m in messages if m.role == 'system' -%}{%- set ns.system = ns.system + m.content";
         source += trim;
         source += " + '\\n' -%}{%- endfor -%}\n";
@@ -229,7 +253,9 @@ impl Form {
             );
         }
         source += "{%- if m.role == 'assistant' -%}\n";
-        let _ = writeln!(source, "{{{{- {} -}}}}", quoted(&self.header.of("assistant")));
+        let header = quoted(&self.header.of("assistant"));
+        let in_turn = if self.results_in_turn { "ns.tool" } else { "false" };
+        let _ = writeln!(source, "{{%- if not {in_turn} -%}}{{{{- {header} -}}}}{{%- endif -%}}");
         let reasoning = match self.thinking {
             Thinking::LeftOut => "false",
             Thinking::Always => "m.reasoning_content is defined",
@@ -283,13 +309,13 @@ impl Form {
         };
         let _ = writeln!(
             source,
-            "{condition}{{{{- {} + m.role + {} + m.content{trim} + {closed} -}}}}\n{{%- endif -%}}\n{{%- endfor -%}}",
+            "{condition}{{{{- {} + m.role + {} + m.content{trim} + {closed} -}}}}\n{{%- endif -%}}\n{{%- set ns.tool = m.role == 'tool' -%}}\n{{%- endfor -%}}",
             quoted(before),
             quoted(after),
         );
         let _ = writeln!(
             source,
-            "{{%- if add_generation_prompt -%}}{{{{- {} + ({} if {off} else {}) -}}}}{{%- endif -%}}",
+            "{{%- if add_generation_prompt and not {in_turn} -%}}{{{{- {} + ({} if {off} else {}) -}}}}{{%- endif -%}}",
             quoted(&self.header.of("assistant")),
             quoted(self.forced),
             quoted(self.opened)
@@ -326,7 +352,9 @@ impl Form {
             if message.role == "assistant" {
                 let is_after = last_question.is_none_or(|last| number > last);
                 let is_last = number + 1 == messages.len();
-                self.write_answer(&mut written, number, message, is_thinking_off, is_after, is_last);
+                let goes_on = self.results_in_turn && number > 0 && messages[number - 1].role == "tool";
+                let place = Place { number, is_after_question: is_after, is_last, goes_on };
+                self.write_answer(&mut written, message, is_thinking_off, place);
             } else if message.role != "system" || !self.gathers {
                 self.stop_by_marker(&mut written, message.role);
                 written.text += &self.header.of(message.role);
@@ -368,17 +396,12 @@ impl Form {
         }
     }
 
-    fn write_answer(
-        &self,
-        written: &mut Written,
-        number: usize,
-        message: &Message,
-        is_thinking_off: bool,
-        is_after_question: bool,
-        is_last: bool,
-    ) {
-        self.stop_by_marker(written, "assistant");
-        written.text += &self.header.of("assistant");
+    fn write_answer(&self, written: &mut Written, message: &Message, is_thinking_off: bool, place: Place) {
+        let Place { number, is_after_question, is_last, goes_on } = place;
+        if !goes_on {
+            self.stop_by_marker(written, "assistant");
+            written.text += &self.header.of("assistant");
+        }
         let mut said = String::new();
         let reasoning = message.extra.get("reasoning_content").and_then(Value::as_str);
         let is_shown = match self.thinking {
@@ -419,7 +442,7 @@ impl Form {
                     let _ = write!(said, "<tool_call>\n{}\n</tool_call>", spaced(function));
                 }
                 Calls::Xml => {
-                    let _ = write!(said, "<function={name}>\n");
+                    let _ = writeln!(said, "<function={name}>");
                     for (key, value) in function["arguments"].as_object().into_iter().flatten() {
                         let value = value.as_str().unwrap_or_default();
                         let _ = write!(said, "<parameter={key}>\n{value}\n</parameter>\n");
@@ -440,9 +463,8 @@ impl Form {
             said += words;
         }
         let says_something = reasoning.is_some() || has_words || !calls.is_empty();
-        written.is_refused |= is_empty && says_something;
         let prompt = if is_thinking_off { self.forced } else { self.opened };
-        let start = written.text.len() + given(prompt, &said);
+        let start = written.text.len() + if goes_on { 0 } else { given(prompt, &said) };
         written.text += &said;
         let stop = written.text.len();
         let ends_with_call =
@@ -456,6 +478,7 @@ impl Form {
         let stops = self.stops(end);
         written.turns.push((start, stop, stop + stops, number));
         written.text += self.after;
+        written.is_refused |= message.weight > 0.0 && is_empty && says_something;
     }
 
     /// How much of what closes a turn has to be written to stop: up to the first token at which generation ends.
