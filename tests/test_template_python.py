@@ -130,6 +130,22 @@ def test_the_snippets_of_a_file_print_what_transformers_prints(name: str) -> Non
     assert wrong == []
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        "{{ 'a\\nb' }}",
+        "{{ 'a\\n' ~ \"b\\n\" }}",
+        "{{ 'a\nb\\n' }}",
+        "{% set x = [1,\n2][1:] %}",
+        "{# \n #}",
+    ],
+)
+def test_an_error_names_the_line_of_the_template(before: str) -> None:
+    source = before + "\n{{ raise_exception('here') }}"
+    with pytest.raises(SftcoreError, match=rf"line {source.count(chr(10)) + 1} of the template"):
+        Template(source, []).render_row(json.dumps(MESSAGES).encode())
+
+
 def test_a_generator_is_not_printed() -> None:
     template = Template(
         "{{ messages[0].content }}{{ messages[1].content }}{{ [1]|map('string') }}", []

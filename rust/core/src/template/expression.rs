@@ -350,7 +350,9 @@ impl<'c> Parser<'c> {
     fn literal(&mut self, token: Token) -> Result<(), String> {
         if token.text.contains('\\') {
             let text = tokens::unescape(token.text.get(1..token.text.len() - 1).unwrap_or_default())?;
-            self.replace_token(token, tokens::quoted(&text));
+            // lines keep their numbers
+            let lines = token.text.matches('\n').count();
+            self.replace_token(token, tokens::quoted(&text) + &"\n".repeat(lines));
         }
         Ok(())
     }

@@ -178,7 +178,7 @@ pub(super) fn unescape(inner: &str) -> Result<String, String> {
     Ok(out)
 }
 
-/// `text` as a literal that the engine reads as such; ends of lines stay, so that lines keep their numbers.
+/// `text` as a literal on one line that the engine reads as such.
 pub(super) fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('\'');
@@ -187,6 +187,7 @@ pub(super) fn quoted(text: &str) -> String {
             '\\' => out.push_str("\\\\"),
             '\'' => out.push_str("\\'"),
             '\r' => out.push_str("\\r"),
+            '\n' => out.push_str("\\n"),
             other => out.push(other),
         }
     }
