@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from agent_parity import Check, run_agents, table
 from sftcore.data import Encoder
 from sftcore.errors import RowError, SftcoreError, TemplateError
 from tagged_templates import TAGS, tagged
@@ -299,8 +300,16 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1)
     known = parser.parse_args()
     report = run(known.shared, per_file=known.per_file, every=known.every, progress=True)
+    pairs = Check("every tokenizer with every template: text and ids beside Transformers", "rows")
+    pairs.compared = report.counts["rows"]
+    masks = Check("the same: masks beside hand-tagged templates", "rows")
+    masks.compared = report.counts["masks"]
+    for difference in report.differences:
+        (masks if difference.endswith("other mask") else pairs).differences.append(difference)
+    checks = [pairs, masks, *run_agents(known.shared)]
     print(report)
-    sys.exit(1 if report.differences else 0)
+    print(table(checks))
+    sys.exit(1 if any(check.differences for check in checks) else 0)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,21 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from agent_parity import run_agents, table
 from parity import conversations, open_tokenizer, run
 from sftcore.data import Encoder
 from sftcore.errors import SftcoreError
 
 # no row may be refused with templates of these families
 FAMILIES = ("qwen", "llama", "mistral", "gemma", "smollm", "deepseek", "phi", "glm")
+# a part of those that `make parity` runs with native tokenizers
+SOME = [
+    "GLM-4.6",
+    "Qwen-Qwen3-0.6B",
+    "deepseek-ai-DeepSeek-V3.1",
+    "openai-gpt-oss-120b",
+    "mistralai-Mistral-Nemo-Instruct-2407",
+]
 # but for classifiers, which leave out what the assistant says, and one that adds text to |safe
 REFUSED = ("Guard", "guardian", "shieldgemma", "functionary")
 
@@ -29,6 +38,14 @@ def test_every_tokenizer_with_every_template(shared_data: Path) -> None:
         name = reason.partition(":")[0]
         is_known = any(known in name for known in REFUSED)
         assert is_known or not any(family in name.lower() for family in FAMILIES), reason
+
+
+def test_rows_of_agents_with_native_tokenizers(shared_data: Path) -> None:
+    if not (shared_data.parent / "cases").is_dir():
+        pytest.skip("needs the shared cases")
+    checks = run_agents(shared_data, SOME)
+    assert not any(check.differences for check in checks), table(checks)
+    assert all(check.compared >= len(SOME) for check in checks), table(checks)
 
 
 @pytest.mark.parametrize("engine", ["reference", "fast"])

@@ -179,7 +179,12 @@ impl ChatTemplate {
             let Some(tail) = between(&text, PLACE, RESULT) else { return };
             let alone = render(is_text, 2, false);
             let last = alone.and_then(|text| Some(text[text.rfind(PLACE)? + PLACE.len()..].to_owned()));
-            let closing = last.and_then(|last| self.tokens.after_call(&tail, &last, true));
+            let closing = last.and_then(|last| {
+                // a template may go on with a turn of its own
+                let marker = probes.turn_marker.as_deref();
+                let end = marker.and_then(|marker| self.tokens.first_of(&last, marker)).unwrap_or(last.len());
+                self.tokens.after_call(&tail, &last[..end], true)
+            });
             let closing = closing.or_else(|| self.tokens.first_eos(&tail, &probes.ends.tokens()));
             probes.ends.call = closing.map(|closing| self.turn_end_of(&tail, closing));
             return;
@@ -196,8 +201,8 @@ impl ChatTemplate {
 
 /// The tools of a probe.
 fn a_tool() -> Value {
-    let parameters =
-        json!({"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]});
+    let place = json!({"type": "string", "description": "A place."});
+    let parameters = json!({"type": "object", "properties": {"place": place}, "required": ["place"]});
     let function = json!({"name": NAME, "description": "A probe.", "parameters": parameters});
     json!([{"type": "function", "function": function}])
 }

@@ -170,7 +170,7 @@ mod tests {
             ("{{ a % 2 + -1|abs }}", "{{ a % 2 + (-1)|abs }}"),
             ("{{ '%s' % (a, b) }}", "{{ (('%s' )|remainder__( (a, b))) }}"),
             ("{{ a, b }}", "{{ (a, b) }}"),
-            ("{{ '\\x41\\n' }}", "{{ 'A\n' }}"),
+            ("{{ '\\x41\\n' }}", "{{ 'A\\n' }}"),
             ("{% for a, b in f(x)|items recursive %}", "{% for a, b in ((f(x)|items)|each__) recursive %}"),
         ] {
             assert_eq!(rewritten(code), expected);
