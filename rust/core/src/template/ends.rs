@@ -33,6 +33,7 @@ impl Tracker<'_> {
         })
     }
 
+    /// What closes an answer.
     pub(super) fn answer_end(&self, tail: &str, next_role: Option<&str>) -> Option<Closing> {
         let last = if next_role.is_some() { "" } else { tail };
         let may_be_marker = self.may_stop(tail, next_role);
@@ -57,7 +58,7 @@ impl Tracker<'_> {
         }
     }
 
-    /// Where a turn ends whose last is a call, and what closes it.
+    /// Where a turn ends whose last is a call or reasoning, which words of the template close, and what stops it.
     pub(super) fn call_end(
         &self,
         number: usize,
